@@ -1,1 +1,7 @@
+//! Statehouse: upload a state machine as a WebAssembly component, and a Raft cluster runs it in lockstep.
 
+pub mod error;
+pub mod id;
+pub mod machine;
+pub mod storage;
+pub mod time;

@@ -1,0 +1,71 @@
+//! What went wrong, in the two kinds that are never mixed.
+//!
+//! A [`Fault`] is about this computer: disk, memory, corruption. It stops the node or the group and never enters
+//! the log. Facts about a guest or a request are data, the same on every replica, and live in `machine`. [`Error`] is
+//! what callers of the library see.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// This computer failed: the operation was neither done nor refused. Never replicated.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    what: Arc<str>,
+}
+
+impl Fault {
+    /// A fault told in a sentence that names the file or value and what to do.
+    pub fn new(what: impl Into<String>) -> Fault {
+        Fault { what: what.into().into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// What a caller of the library sees: about a dozen kinds that call for different reactions.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The request itself is wrong; sending it again does not help.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such machine, module or lease.
+    #[error("{0}")]
+    NotFound(String),
+    /// The name is taken.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The request is over a limit; the message names the value and the limit.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The state does not allow it (a module in use, a machine that is halted).
+    #[error("{0}")]
+    FailedPrecondition(String),
+    /// The node holds as many requests as it may. Try again later.
+    #[error("{0}")]
+    Overloaded(String),
+    /// No leader, starting, or stopping. The request was not done; try again, perhaps elsewhere.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The request was sent into the log and its fate is unknown: it may or may not be applied.
+    #[error("{0}")]
+    Unknown(String),
+    /// The deadline passed first. For a command the fate is unknown.
+    #[error("{0}")]
+    DeadlineExceeded(String),
+    /// The guest trapped, or ran out of fuel, time or memory in a query.
+    #[error("{0}")]
+    Guest(String),
+    /// The data directory is damaged, of another node, or of a newer format.
+    #[error("{0}")]
+    Damaged(String),
+    /// This computer failed; the node has stopped serving.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}

@@ -1,0 +1,79 @@
+//! What the heart asks of a running component. `wasm` implements it; tests have their own.
+
+use bytes::Bytes;
+
+use super::frame::Frame;
+use super::outcome::{Context, Refusal};
+use crate::error::Fault;
+
+/// Everything that can change a machine: the contract's `input`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The machine was created, with its creator's configuration.
+    Created(Bytes),
+    /// A client's command.
+    Command(Bytes),
+    /// A lease ended; the keys that were attached, in key order.
+    LeaseEnded {
+        /// The lease that is gone.
+        lease: u64,
+        /// The keys that were attached to it.
+        keys: Vec<Vec<u8>>,
+    },
+    /// The machine now runs another component.
+    Upgraded {
+        /// The sha256 of the former component, in hex.
+        previous: String,
+        /// Whatever the operator gave for the migration.
+        argument: Bytes,
+    },
+}
+
+/// What a query reads: the state after the batch at `index`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueryView {
+    /// The index of the last batch in the state.
+    pub index: u64,
+    /// The clock that expiry is judged by: at least the batch's own.
+    pub time: u64,
+    /// Of the last input that emitted events; 1 before the first.
+    pub revision: u64,
+}
+
+/// How one call into a guest ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The guest's answer.
+    Answer(Bytes),
+    /// The guest refused.
+    Refused(Refusal),
+    /// The guest trapped or broke a limit of the contract. The text is for this node's log and never replicated.
+    Trapped(String),
+    /// The guest used up its fuel (or, in a query only, its time or memory).
+    Exhausted(String),
+    /// This computer failed.
+    Fault(Fault),
+}
+
+/// A component that is ready to run.
+pub trait Guest: Send {
+    /// A fresh instance: its memory is the component's initial memory. The answer of every call into it is a function
+    /// of the component, the frame's state and the calls before it.
+    fn instance(&mut self) -> Result<Box<dyn Instance>, Fault>;
+}
+
+/// One instance of a component. After `Trapped`, `Exhausted` or `Fault` it is dead: it must not be called again.
+pub trait Instance: Send {
+    /// One input, with a budget of its own. The frame comes back with what the guest did.
+    fn apply(&mut self, frame: Frame, context: Context, input: &Input) -> (Frame, Ending);
+
+    /// One query, with a budget of its own.
+    fn query(&mut self, frame: Frame, view: QueryView, request: &[u8]) -> (Frame, Ending);
+
+    /// Resident machines: write the whole state as chunks into the frame's `saved`. `Answer` is empty on success; a
+    /// guest's own error is `Refused` with code 0.
+    fn save(&mut self, frame: Frame) -> (Frame, Ending);
+
+    /// Resident machines: become the state that the frame's snapshot source reads. `Answer` is empty on success.
+    fn restore(&mut self, frame: Frame) -> (Frame, Ending);
+}

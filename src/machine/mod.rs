@@ -1,0 +1,17 @@
+//! The heart: what a committed batch does to a machine.
+//!
+//! A pure function from (batch, guest, view of the state) to (outcomes, writes, events, revision, hash). Nothing here
+//! reads a clock, a disk, a socket or chance: the same inputs give the same bytes on every replica.
+//!
+//! # Layout
+//! - [`batch`]: what a Raft entry carries, and how it is encoded
+//! - [`guest`]: what the heart asks of a running component; `wasm` implements it, tests have their own
+//! - [`view`]: the state a batch starts from; `storage` implements it
+//! - [`frame`]: everything one call into a guest may do to the state, with its limits
+//! - [`outcome`]: what clients are told
+
+pub mod batch;
+pub mod frame;
+pub mod guest;
+pub mod outcome;
+pub mod view;
