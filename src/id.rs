@@ -102,7 +102,9 @@ impl fmt::Debug for Digest {
 
 /// Text that is not a [`Digest`].
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is not a module digest: 64 hexadecimal digits are expected, as printed by `statehouse module list`")]
+#[error(
+    "{text:?} is not a module digest: 64 hexadecimal digits are expected, as printed by `statehouse module list`"
+)]
 pub struct NotADigest {
     text: String,
 }

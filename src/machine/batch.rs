@@ -166,7 +166,8 @@ impl Head {
 
     /// Reads a row. A failure is corruption.
     pub fn decode(bytes: &[u8]) -> Result<Head, Fault> {
-        let damaged = || Fault::new("a machine's head row is damaged: restore this node from its peers or a backup");
+        let damaged =
+            || Fault::new("a machine's head row is damaged: restore this node from its peers or a backup");
         let row = HeadRow::decode(bytes).map_err(|_| damaged())?;
         let module = row.module.map(|m| m.try_into().map(Digest).map_err(|_| damaged())).transpose()?;
         Ok(Head {

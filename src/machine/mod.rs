@@ -11,7 +11,10 @@
 //! - [`outcome`]: what clients are told
 
 pub mod batch;
+pub mod event;
 pub mod frame;
 pub mod guest;
+pub mod lease;
 pub mod outcome;
+pub mod overlay;
 pub mod view;

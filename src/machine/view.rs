@@ -1,6 +1,9 @@
 //! The state that a batch starts from, or that a query reads: ordered tables of one machine.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+
+use bytes::Bytes;
 
 use crate::error::Fault;
 
@@ -51,4 +54,51 @@ pub trait View: Send + Sync {
 
     /// Visits the pairs of `span` in `direction` until the visitor breaks.
     fn scan(&self, table: Table, span: Span, direction: Direction, visit: &mut Visitor) -> Result<(), Fault>;
+}
+
+/// A view in memory: for the replay of resident machines, and for tests.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryView {
+    rows: BTreeMap<(Table, Vec<u8>), Bytes>,
+}
+
+impl MemoryView {
+    /// Writes or deletes one row.
+    pub fn put(&mut self, table: Table, key: Vec<u8>, value: Option<Bytes>) {
+        match value {
+            Some(value) => self.rows.insert((table, key), value),
+            None => self.rows.remove(&(table, key)),
+        };
+    }
+
+    /// All rows, by table and key.
+    pub fn rows(&self) -> impl Iterator<Item = (Table, &[u8], &[u8])> {
+        self.rows.iter().map(|((table, key), value)| (*table, key.as_slice(), value.as_ref()))
+    }
+}
+
+impl View for MemoryView {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        Ok(self.rows.get(&(table, key.to_vec())).map(|value| value.to_vec()))
+    }
+
+    fn scan(&self, table: Table, span: Span, direction: Direction, visit: &mut Visitor) -> Result<(), Fault> {
+        if span.end.is_some_and(|end| end <= span.start) {
+            return Ok(());
+        }
+        let inside = |(row, _): &(&(Table, Vec<u8>), &Bytes)| {
+            row.0 == table && span.end.is_none_or(|end| row.1.as_slice() < end)
+        };
+        let rows = self.rows.range((table, span.start.to_vec())..).take_while(inside);
+        let mut rows: Vec<_> = rows.collect();
+        if direction == Direction::Backward {
+            rows.reverse();
+        }
+        for ((_, key), value) in rows {
+            if visit(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
