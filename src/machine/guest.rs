@@ -60,12 +60,18 @@ pub trait Guest: Send {
     /// A fresh instance: its memory is the component's initial memory. The answer of every call into it is a function
     /// of the component, the frame's state and the calls before it.
     fn instance(&mut self) -> Result<Box<dyn Instance>, Fault>;
+
+    /// Makes the next instance ready ahead of its batch, if that saves time later.
+    fn prepare(&mut self) {}
 }
 
 /// One instance of a component. After `Trapped`, `Exhausted` or `Fault` it is dead: it must not be called again.
 pub trait Instance: Send {
     /// One input, with a budget of its own. The frame comes back with what the guest did.
     fn apply(&mut self, frame: Frame, context: Context, input: &Input) -> (Frame, Ending);
+
+    /// Resident machines: from now on each input has `factor` times the usual budget.
+    fn scale_budget(&mut self, factor: u32);
 
     /// One query, with a budget of its own.
     fn query(&mut self, frame: Frame, view: QueryView, request: &[u8]) -> (Frame, Ending);

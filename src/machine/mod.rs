@@ -4,17 +4,23 @@
 //! reads a clock, a disk, a socket or chance: the same inputs give the same bytes on every replica.
 //!
 //! # Layout
-//! - [`batch`]: what a Raft entry carries, and how it is encoded
+//! - [`batch`]: what a Raft entry carries, and the head that a machine has after it
+//! - [`apply`]: one batch, applied; [`resident`]: the same for machines that keep their state in memory
+//! - [`overlay`]: what a batch has written so far; [`chain`]: the rolling hash over it
+//! - [`event`], [`lease`]: how these are kept as rows
 //! - [`guest`]: what the heart asks of a running component; `wasm` implements it, tests have their own
 //! - [`view`]: the state a batch starts from; `storage` implements it
 //! - [`frame`]: everything one call into a guest may do to the state, with its limits
 //! - [`outcome`]: what clients are told
 
+pub mod apply;
 pub mod batch;
+pub mod chain;
 pub mod event;
 pub mod frame;
 pub mod guest;
 pub mod lease;
 pub mod outcome;
 pub mod overlay;
+pub mod resident;
 pub mod view;

@@ -1,0 +1,294 @@
+//! One batch, applied: (batch, guest, view of the state) to (outcomes, writes, events, revision, hash).
+//!
+//! Inputs run one by one, each behind a savepoint. A refusal rolls its own input back. A trap poisons the instance:
+//! a stored machine's batch is then run again with a fresh instance for every input, so that only the guilty one fails;
+//! a resident machine is rebuilt by [`resident`](super::resident), which then passes over the guilty input.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::batch::{Act, Batch, Create, Expire, Head, Operation};
+use super::frame::{Frame, LogLine};
+use super::guest::{Ending, Guest, Input, Instance};
+use super::outcome::{Context, HostCode, Outcome};
+use super::overlay::Write;
+use super::view::View;
+use super::{chain, lease};
+use crate::error::Fault;
+use crate::id::{Digest, Index, LogTime, Revision};
+
+/// What a batch did. Nothing of it is on disk yet.
+#[derive(Debug)]
+pub struct Applied {
+    /// One for each operation, in order.
+    pub outcomes: Vec<Outcome>,
+    /// The machine's revision after each operation.
+    pub revisions: Vec<Revision>,
+    /// The last write to each key, by table and key; without the head.
+    pub writes: Vec<Write>,
+    /// Where the machine stands now.
+    pub head: Head,
+    /// What guests logged and why the host ended inputs: for this node's log only.
+    pub notes: Vec<Note>,
+}
+
+/// Something to tell whoever reads this node's log. Never replicated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A guest's own line.
+    Line(u32, LogLine),
+    /// Why the host ended the input at this offset.
+    Ended(u32, String),
+}
+
+/// Why a batch has no result.
+#[derive(Debug)]
+pub enum Stop {
+    /// This computer failed; the batch may be applied again later.
+    Fault(Fault),
+    /// The resident instance died at this input and must be rebuilt.
+    Died {
+        /// The input.
+        offset: u32,
+        /// `Trapped` or `Exhausted`.
+        code: HostCode,
+        /// For this node's log.
+        why: String,
+    },
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Stop {
+        Stop::Fault(fault)
+    }
+}
+
+/// Inputs of one batch whose fate is known, by offset: they are not run.
+pub type Settled = BTreeMap<u32, HostCode>;
+
+/// Applies a batch of a stored machine.
+pub fn stored(
+    head: &Head,
+    index: Index,
+    batch: &Batch,
+    view: Arc<dyn View>,
+    guest: &mut dyn Guest,
+) -> Result<Applied, Fault> {
+    let together = Runner::Together { guest, instance: None, calls: 0 };
+    match Run::new(head, index, batch, view.clone(), together).all(batch) {
+        Ok(applied) => Ok(applied),
+        Err(Abort::Stop(Stop::Fault(fault))) => Err(fault),
+        Err(Abort::Again(guest)) => {
+            match Run::new(head, index, batch, view, Runner::OneByOne(guest)).all(batch) {
+                Ok(applied) => Ok(applied),
+                Err(Abort::Stop(Stop::Fault(fault))) => Err(fault),
+                Err(_) => unreachable!(
+                    "inputs that run one by one neither poison each other nor a resident instance"
+                ),
+            }
+        }
+        Err(Abort::Stop(Stop::Died { .. })) => unreachable!("a stored machine has no resident instance"),
+    }
+}
+
+/// Applies a batch of a resident machine to its instance, passing over what is `settled`.
+pub fn resident(
+    head: &Head,
+    index: Index,
+    batch: &Batch,
+    view: Arc<dyn View>,
+    instance: &mut dyn Instance,
+    settled: &Settled,
+) -> Result<Applied, Stop> {
+    let runner = Runner::Resident { instance, settled };
+    Run::new(head, index, batch, view, runner).all(batch).map_err(|abort| match abort {
+        Abort::Stop(stop) => stop,
+        Abort::Again(_) => unreachable!("a resident instance is never run one by one"),
+    })
+}
+
+/// How inputs meet instances.
+enum Runner<'a> {
+    /// A stored machine: all inputs of the batch in one fresh instance.
+    Together { guest: &'a mut dyn Guest, instance: Option<Box<dyn Instance>>, calls: u32 },
+    /// A stored machine, after a trap: a fresh instance for each input.
+    OneByOne(&'a mut dyn Guest),
+    /// A resident machine: its one instance.
+    Resident { instance: &'a mut dyn Instance, settled: &'a Settled },
+    /// Between two states, while the guest moves.
+    Moving,
+}
+
+/// Why a run ended early.
+enum Abort<'a> {
+    /// Run the batch again, one by one.
+    Again(&'a mut dyn Guest),
+    Stop(Stop),
+}
+
+impl From<Fault> for Abort<'_> {
+    fn from(fault: Fault) -> Self {
+        Abort::Stop(Stop::Fault(fault))
+    }
+}
+
+/// A batch being applied.
+struct Run<'a> {
+    before: Head,
+    index: Index,
+    time_ms: u64,
+    module: Option<Digest>,
+    revision: Revision,
+    /// The offset of the next input.
+    offset: u32,
+    /// Taken while the guest has it.
+    frame: Option<Frame>,
+    runner: Runner<'a>,
+    notes: Vec<Note>,
+}
+
+impl<'a> Run<'a> {
+    fn new(head: &Head, index: Index, batch: &Batch, view: Arc<dyn View>, runner: Runner<'a>) -> Run<'a> {
+        Run {
+            before: *head,
+            index,
+            time_ms: batch.time_ms.max(head.time.0),
+            module: head.module,
+            revision: head.revision,
+            offset: 0,
+            frame: Some(Frame::for_batch(view, head.last_lease)),
+            runner,
+            notes: Vec::new(),
+        }
+    }
+
+    fn all(mut self, batch: &Batch) -> Result<Applied, Abort<'a>> {
+        let mut outcomes = Vec::with_capacity(batch.operations.len());
+        let mut revisions = Vec::with_capacity(batch.operations.len());
+        for operation in &batch.operations {
+            outcomes.push(self.operation(operation)?);
+            revisions.push(self.revision);
+        }
+        let frame = self.frame.take().expect("the frame is back after every call");
+        let (overlay, last_lease) = frame.finish();
+        let writes = overlay.into_writes();
+        let mut head = Head {
+            index: self.index,
+            time: LogTime(self.time_ms),
+            revision: self.revision,
+            hash: self.before.hash,
+            module: self.module,
+            last_lease,
+        };
+        head.hash = chain::next(&head, &outcomes, &writes);
+        Ok(Applied { outcomes, revisions, writes, head, notes: self.notes })
+    }
+
+    fn operation(&mut self, operation: &Operation) -> Result<Outcome, Abort<'a>> {
+        match &operation.act {
+            Some(Act::Command(_)) if self.module.is_none() => Ok(Outcome::Host(HostCode::NotCreated)),
+            Some(Act::Command(payload)) => self.input(Input::Command(payload.clone())),
+            Some(Act::Create(create)) => self.create(create),
+            Some(Act::Expire(expire)) => self.expire(expire),
+            // A verdict is obeyed before its own turn comes, by whoever waits for it.
+            Some(Act::Verdict(_)) => Ok(Outcome::Ok(Bytes::new())),
+            None => Ok(Outcome::Host(HostCode::Invalid)),
+        }
+    }
+
+    fn create(&mut self, create: &Create) -> Result<Outcome, Abort<'a>> {
+        if self.module.is_some() {
+            return Ok(Outcome::Ok(Bytes::new()));
+        }
+        let Ok(module) = create.module.as_slice().try_into() else {
+            return Ok(Outcome::Host(HostCode::Invalid));
+        };
+        let outcome = self.input(Input::Created(create.configuration.clone()))?;
+        if matches!(outcome, Outcome::Ok(_)) {
+            self.module = Some(Digest(module));
+        }
+        Ok(outcome)
+    }
+
+    /// Ends those of the leases whose deadline has passed by this batch's clock. Each end is an input of its own.
+    fn expire(&mut self, expire: &Expire) -> Result<Outcome, Abort<'a>> {
+        for &id in &expire.leases {
+            let overlay = self.frame.as_mut().expect("the frame is here between calls").overlay_mut();
+            let Some(lease) = lease::find(overlay, id)? else { continue };
+            if lease.deadline_ms > self.time_ms {
+                continue;
+            }
+            let keys = lease::remove(overlay, id, lease)?;
+            self.input(Input::LeaseEnded { lease: id, keys })?;
+        }
+        Ok(Outcome::Ok(Bytes::new()))
+    }
+
+    /// Runs one input behind a savepoint.
+    fn input(&mut self, input: Input) -> Result<Outcome, Abort<'a>> {
+        let offset = self.offset;
+        self.offset += 1;
+        if let Runner::Resident { settled, .. } = &self.runner
+            && let Some(code) = settled.get(&offset)
+        {
+            return Ok(Outcome::Host(*code));
+        }
+        let context =
+            Context { index: self.index.0, offset, time: self.time_ms, revision: self.revision.next().0 };
+        let ending = self.call(context, &input)?;
+        let frame = self.frame.as_mut().expect("the frame is back after every call");
+        self.notes.extend(frame.take_log_lines().into_iter().map(|line| Note::Line(offset, line)));
+        match ending {
+            Ending::Answer(answer) => {
+                if frame.events() > 0 {
+                    self.revision = self.revision.next();
+                }
+                Ok(Outcome::Ok(answer))
+            }
+            Ending::Refused(refusal) => {
+                frame.rollback();
+                Ok(Outcome::Refused(refusal))
+            }
+            Ending::Trapped(why) => self.ended(offset, HostCode::Trapped, why),
+            Ending::Exhausted(why) => self.ended(offset, HostCode::Exhausted, why),
+            Ending::Fault(fault) => Err(fault.into()),
+        }
+    }
+
+    /// Calls the guest in the instance that the runner has for this input.
+    fn call(&mut self, context: Context, input: &Input) -> Result<Ending, Abort<'a>> {
+        let mut frame = self.frame.take().expect("the frame is here between calls");
+        frame.begin(context);
+        let (frame, ending) = match &mut self.runner {
+            Runner::Together { guest, instance, calls } => {
+                *calls += 1;
+                let instance = match instance {
+                    Some(instance) => instance,
+                    None => instance.insert(guest.instance()?),
+                };
+                instance.apply(frame, context, input)
+            }
+            Runner::OneByOne(guest) => guest.instance()?.apply(frame, context, input),
+            Runner::Resident { instance, .. } => instance.apply(frame, context, input),
+            Runner::Moving => unreachable!("a runner moves only between two inputs"),
+        };
+        self.frame = Some(frame);
+        Ok(ending)
+    }
+
+    /// The host ended the input: the instance is dead.
+    fn ended(&mut self, offset: u32, code: HostCode, why: String) -> Result<Outcome, Abort<'a>> {
+        self.frame.as_mut().expect("the frame is back after every call").rollback();
+        match std::mem::replace(&mut self.runner, Runner::Moving) {
+            Runner::Together { guest, calls, .. } if calls > 1 => return Err(Abort::Again(guest)),
+            // The first input ran alone in a fresh instance: it is guilty, and the rest goes on as if run again.
+            Runner::Together { guest, .. } | Runner::OneByOne(guest) => self.runner = Runner::OneByOne(guest),
+            Runner::Resident { .. } => return Err(Abort::Stop(Stop::Died { offset, code, why })),
+            Runner::Moving => unreachable!("a runner moves only between two inputs"),
+        }
+        self.notes.push(Note::Ended(offset, why));
+        Ok(Outcome::Host(code))
+    }
+}

@@ -1,0 +1,204 @@
+//! A resident machine's instance, and how it is made again from a snapshot and the log.
+//!
+//! The instance that applies sees inputs and nothing else. When it dies at an input, it is rebuilt: a fresh instance
+//! restores the last snapshot and replays the log up to where the machine stands, passing over the inputs whose fate is
+//! settled. A trap is the same on every replica and settles itself; exhaustion is not, and waits for a verdict in the log.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use super::apply::{self, Applied, Settled, Stop};
+use super::batch::{Act, Batch, Head};
+use super::frame::Frame;
+use super::guest::{Ending, Guest, Instance};
+use super::outcome::HostCode;
+use super::view::{MemoryView, Table, View};
+use crate::error::Fault;
+use crate::id::Index;
+
+/// Replays run with this many times the usual budget: an input that once ended within its budget, wherever its
+/// instance had been restored then, ends within this one.
+const REPLAY_BUDGET_FACTOR: u32 = 16;
+
+/// A snapshot of a resident machine.
+pub struct Saved {
+    /// Where the machine stood.
+    pub head: Head,
+    /// The host's rows of the machine then: its leases.
+    pub rows: MemoryView,
+    /// What the guest wrote.
+    pub state: Box<dyn Read + Send>,
+}
+
+/// Where an instance is rebuilt from. `storage` implements it.
+pub trait History {
+    /// The last snapshot, if there is one.
+    fn saved(&self) -> Result<Option<Saved>, Fault>;
+
+    /// The batches after `after`, up to and including `up_to`, in order. Entries that carry no batch are left out.
+    fn batches(&self, after: Index, up_to: Index) -> Result<Vec<(Index, Batch)>, Fault>;
+}
+
+/// Why a resident machine cannot go on.
+#[derive(Debug)]
+pub enum Halt {
+    /// This computer failed.
+    Fault(Fault),
+    /// The instance ran out of budget at an input: only a verdict in the log decides what becomes of it.
+    NeedsVerdict {
+        /// The input's offset in the batch.
+        offset: u32,
+    },
+    /// The guest cannot restore what it saved.
+    CannotRestore(String),
+}
+
+impl From<Fault> for Halt {
+    fn from(fault: Fault) -> Halt {
+        Halt::Fault(fault)
+    }
+}
+
+/// A resident machine's instance with what is known of its inputs.
+pub struct Resident {
+    guest: Box<dyn Guest>,
+    instance: Option<Box<dyn Instance>>,
+    /// Inputs since the last snapshot that are passed over, by index.
+    settled: BTreeMap<Index, Settled>,
+}
+
+impl Resident {
+    /// A machine whose instance is made when first needed.
+    pub fn new(guest: Box<dyn Guest>) -> Resident {
+        Resident { guest, instance: None, settled: BTreeMap::new() }
+    }
+
+    /// Obeys a verdict: from now on the input is passed over, with `code` as its outcome.
+    pub fn settle(&mut self, index: Index, offset: u32, code: HostCode) {
+        self.settled.entry(index).or_default().insert(offset, code);
+    }
+
+    /// Forgets what is settled up to `index`: a snapshot covers it.
+    pub fn forget_settled(&mut self, index: Index) {
+        self.settled = self.settled.split_off(&index.next());
+    }
+
+    /// Applies the batch at `index`, rebuilding the instance as often as it dies.
+    pub fn apply(
+        &mut self,
+        head: &Head,
+        index: Index,
+        batch: &Batch,
+        view: Arc<dyn View>,
+        history: &dyn History,
+    ) -> Result<Applied, Halt> {
+        loop {
+            let mut instance = match self.instance.take() {
+                Some(instance) => instance,
+                None => self.rebuild(history, head.index)?.0,
+            };
+            let none = Settled::new();
+            let settled = self.settled.get(&index).unwrap_or(&none);
+            match apply::resident(head, index, batch, view.clone(), instance.as_mut(), settled) {
+                Ok(applied) => {
+                    self.instance = Some(instance);
+                    return Ok(applied);
+                }
+                Err(Stop::Fault(fault)) => return Err(Halt::Fault(fault)),
+                Err(Stop::Died { offset, code: HostCode::Exhausted, .. }) => {
+                    return Err(Halt::NeedsVerdict { offset });
+                }
+                Err(Stop::Died { offset, code, .. }) => self.settle(index, offset, code),
+            }
+        }
+    }
+
+    /// A second instance that stands at `up_to`, with the host's rows as of then: for queries and saves.
+    pub fn rebuild(
+        &mut self,
+        history: &dyn History,
+        up_to: Index,
+    ) -> Result<(Box<dyn Instance>, Head, MemoryView), Halt> {
+        loop {
+            if let Some(rebuilt) = self.try_rebuild(history, up_to)? {
+                return Ok(rebuilt);
+            }
+        }
+    }
+
+    /// `None`: one more input was found to trap; begin again.
+    fn try_rebuild(
+        &mut self,
+        history: &dyn History,
+        up_to: Index,
+    ) -> Result<Option<(Box<dyn Instance>, Head, MemoryView)>, Halt> {
+        let (mut instance, mut head, mut rows) = self.restore(history)?;
+        instance.scale_budget(REPLAY_BUDGET_FACTOR);
+        let batches = history.batches(head.index, up_to)?;
+        self.obey_verdicts(&batches);
+        for (index, batch) in &batches {
+            let none = Settled::new();
+            let settled = self.settled.get(index).unwrap_or(&none);
+            let view = Arc::new(std::mem::take(&mut rows));
+            let result = apply::resident(&head, *index, batch, view.clone(), instance.as_mut(), settled);
+            rows = Arc::into_inner(view).ok_or_else(|| Fault::new("a guest kept its view after a call"))?;
+            match result {
+                Ok(applied) => {
+                    head = applied.head;
+                    keep_host_rows(&mut rows, applied);
+                }
+                Err(Stop::Fault(fault)) => return Err(Halt::Fault(fault)),
+                Err(Stop::Died { offset, code: HostCode::Exhausted, why }) => {
+                    let what =
+                        format!("replaying the input {offset} of batch {index} ran out of budget: {why}");
+                    return Err(Halt::CannotRestore(what));
+                }
+                Err(Stop::Died { offset, code, .. }) => {
+                    self.settle(*index, offset, code);
+                    return Ok(None);
+                }
+            }
+        }
+        instance.scale_budget(1);
+        Ok(Some((instance, head, rows)))
+    }
+
+    fn restore(&mut self, history: &dyn History) -> Result<(Box<dyn Instance>, Head, MemoryView), Halt> {
+        let mut instance = self.guest.instance()?;
+        let Some(saved) = history.saved()? else {
+            return Ok((instance, Head::default(), MemoryView::default()));
+        };
+        let view = Arc::new(saved.rows);
+        let (frame, ending) = instance.restore(Frame::for_restore(view.clone(), saved.state));
+        drop(frame);
+        match ending {
+            Ending::Answer(_) => {}
+            Ending::Fault(fault) => return Err(Halt::Fault(fault)),
+            Ending::Refused(refusal) => return Err(Halt::CannotRestore(refusal.message)),
+            Ending::Trapped(why) | Ending::Exhausted(why) => return Err(Halt::CannotRestore(why)),
+        }
+        let rows = Arc::into_inner(view).ok_or_else(|| Fault::new("a guest kept its view after a call"))?;
+        Ok((instance, saved.head, rows))
+    }
+
+    fn obey_verdicts(&mut self, batches: &[(Index, Batch)]) {
+        let acts = batches.iter().flat_map(|(_, batch)| &batch.operations).filter_map(|o| o.act.as_ref());
+        for act in acts {
+            if let Act::Verdict(verdict) = act
+                && verdict.exhausted
+            {
+                self.settle(Index(verdict.index), verdict.offset, HostCode::Exhausted);
+            }
+        }
+    }
+}
+
+/// Keeps what later calls can see: leases. Events are on disk already.
+pub fn keep_host_rows(rows: &mut MemoryView, applied: Applied) {
+    for write in applied.writes {
+        if write.table == Table::Leases {
+            rows.put(write.table, write.key, write.value);
+        }
+    }
+}

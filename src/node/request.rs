@@ -1,0 +1,137 @@
+//! What callers ask of a node and what they are told: plain values, the same for the library and for gRPC.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::id::{Digest, GroupId, Index, LogTime, NodeId, Revision, StateHash, Term};
+use crate::machine::outcome::Outcome;
+
+/// How fresh a query's view must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Everything acknowledged before the query began is seen, whatever clocks do.
+    #[default]
+    Linearizable,
+    /// The same, on the assumption that clocks run at nearly the same rate: no round trip.
+    Lease,
+    /// Whatever this replica has applied, but at least `min_index`.
+    Local {
+        /// Wait until this index is applied; 0 does not wait.
+        min_index: Index,
+    },
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The index of the batch it was applied in: a `Local` read with this `min_index` sees it.
+    pub index: Index,
+    /// The machine's revision after it.
+    pub revision: Revision,
+    /// What the guest, or the host, answered.
+    pub outcome: Outcome,
+}
+
+/// A query's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The state it was read from: after the batch at this index.
+    pub index: Index,
+    /// The machine's revision there.
+    pub revision: Revision,
+    /// `Ok` or `Refused`.
+    pub outcome: Outcome,
+}
+
+/// Which of the contract's two worlds a module implements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum World {
+    /// All state in the host's ordered map.
+    Stored,
+    /// State in the component's own memory.
+    Resident,
+}
+
+/// A module of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// Its name: the sha256 of its bytes.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+    /// Its world.
+    pub world: World,
+    /// What it was called when it was pushed: a file name, for people.
+    pub label: String,
+    /// When it was pushed.
+    pub pushed: LogTime,
+    /// Whether this node has its compiled artefact ready.
+    pub compiled: bool,
+}
+
+/// A machine of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineInfo {
+    /// Its name.
+    pub name: String,
+    /// The Raft group that orders its inputs.
+    pub group: GroupId,
+    /// What it runs.
+    pub module: Digest,
+    /// Its world.
+    pub world: World,
+    /// When it was created.
+    pub created: LogTime,
+    /// Where this node's replica stands; `None` while it is being opened.
+    pub replica: Option<ReplicaInfo>,
+}
+
+/// Where a replica stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaInfo {
+    /// The term it knows.
+    pub term: Term,
+    /// The leader it knows.
+    pub leader: Option<NodeId>,
+    /// The last applied index.
+    pub applied: Index,
+    /// The machine's revision.
+    pub revision: Revision,
+    /// The rolling hash at `applied`.
+    pub hash: StateHash,
+    /// Why it does not serve, if it does not.
+    pub halted: Option<String>,
+}
+
+/// A node, for people and programs that look after it.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// The node's id.
+    pub node: NodeId,
+    /// The node's name.
+    pub name: String,
+    /// The version of `statehouse`.
+    pub version: &'static str,
+    /// The wasmtime version and settings that machines here are bound to.
+    pub engine: String,
+    /// How long it has been serving.
+    pub uptime: Duration,
+    /// Its data directory.
+    pub data_dir: std::path::PathBuf,
+    /// All machines, by name.
+    pub machines: Vec<MachineInfo>,
+    /// How many modules the catalog holds.
+    pub modules: usize,
+}
+
+/// A module on its way in.
+#[derive(Clone, Debug)]
+pub struct Push {
+    /// The sha256 that the client computed of the bytes it sends.
+    pub digest: Digest,
+    /// For people: a file name.
+    pub label: String,
+    /// The bytes.
+    pub bytes: Bytes,
+}
