@@ -1,0 +1,123 @@
+#!/bin/sh
+# Builds the Rust guests: core modules by cargo, components by the tool in componentize/.
+#
+#   guests/build.sh           builds all, and writes NAME/NAME.component.wasm beside each source
+#   guests/build.sh kv        builds one
+#   guests/build.sh --check   rebuilds elsewhere and compares with what is committed, byte by byte; that can only be
+#                             asked of the compiler named in reference-toolchain.txt, so without it the check is skipped
+#
+# Takes the first toolchain that can: rustc in PATH with the wasm32-unknown-unknown target (added by rustup if it is not
+# there yet), else Debian's rustc-web (installed if this is root and apt has it).
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+cd "$here"
+target=wasm32-unknown-unknown
+reference=$(cat reference-toolchain.txt)
+guests="kv counter notes"
+check=no
+
+say() { printf '%s\n' "$*" >&2; }
+
+for argument in "$@"; do
+    case $argument in
+        --check) check=yes ;;
+        kv | counter | notes) guests=$argument ;;
+        *) say "usage: guests/build.sh [--check] [kv|counter|notes]"; exit 2 ;;
+    esac
+done
+
+# Whether the compiler $1 brings the standard library for the target.
+has_target() { [ -d "$("$1" --print sysroot 2>/dev/null)/lib/rustlib/$target/lib" ]; }
+
+# Debian's compiler has no compiled library for the target, but its source: cargo builds it along, which needs the
+# switch for unstable features. Debian's lld, or the one of a rustup toolchain, links.
+use_debian() {
+    [ -x /usr/bin/cargo ] && [ -d "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library" ] || return 1
+    for linker in $(ls /usr/bin/wasm-ld /usr/bin/wasm-ld-* /usr/bin/rust-lld \
+        "$(rustc --print sysroot 2>/dev/null)"/lib/rustlib/*/bin/rust-lld 2>/dev/null); do
+        RUSTC=/usr/bin/rustc
+        RUSTC_BOOTSTRAP=1
+        CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=$linker
+        export RUSTC RUSTC_BOOTSTRAP CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER
+        cargo=/usr/bin/cargo
+        build_std=-Zbuild-std=std,panic_abort
+        return 0
+    done
+    return 1
+}
+
+find_toolchain() {
+    cargo=cargo
+    build_std=
+    if command -v rustc >/dev/null && command -v cargo >/dev/null; then
+        has_target rustc && return
+        if command -v rustup >/dev/null && rustup target add "$target" >/dev/null 2>&1 && has_target rustc; then
+            return
+        fi
+    fi
+    use_debian && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing Debian's compiler for WebAssembly"
+        apt-get update -qq >/dev/null 2>&1 || true
+        apt-get install -y -qq --no-install-recommends rustc-web cargo-web rust-web-src lld >/dev/null 2>&1 || true
+        use_debian && return
+    fi
+    say "no compiler for WebAssembly: rustup target add $target, or apt-get install rustc-web cargo-web rust-web-src lld"
+    exit 1
+}
+
+# Compiles the guests and turns them into components in the directory $1. Paths of this computer are taken out of them.
+build() {
+    separator=$(printf '\037')
+    registry=${CARGO_HOME:-$HOME/.cargo}/registry/src
+    sysroot=$("${RUSTC:-rustc}" --print sysroot)
+    CARGO_ENCODED_RUSTFLAGS="--remap-path-prefix=$here=/guests"
+    for source in "$registry"/*; do
+        CARGO_ENCODED_RUSTFLAGS="$CARGO_ENCODED_RUSTFLAGS$separator--remap-path-prefix=$source=/crates"
+    done
+    CARGO_ENCODED_RUSTFLAGS="$CARGO_ENCODED_RUSTFLAGS$separator--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rust"
+    export CARGO_ENCODED_RUSTFLAGS
+    packages=
+    for guest in $guests; do packages="$packages -p statehouse-$guest"; done
+    # Unquoted on purpose: words, not one argument.
+    # shellcheck disable=SC2086
+    "$cargo" build --locked --release --target "$target" $build_std $packages
+    unset CARGO_ENCODED_RUSTFLAGS
+    for guest in $guests; do
+        "$cargo" run --locked --quiet -p componentize -- \
+            "$CARGO_TARGET_DIR/$target/release/statehouse_$guest.wasm" "$1/$guest.component.wasm"
+    done
+}
+
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$here/target}
+export CARGO_TARGET_DIR
+# Before anything is compiled: so that the directory of sources, which is taken out of the guests, is there.
+find_toolchain
+"$cargo" fetch --locked --quiet
+
+if [ "$check" = yes ]; then
+    version=$("${RUSTC:-rustc}" --version)
+    if [ "$version" != "$reference" ]; then
+        say "skipped: reference toolchain $reference absent (this is $version)"
+        exit 0
+    fi
+    fresh=$(mktemp -d)
+    trap 'rm -rf "$fresh"' EXIT
+    build "$fresh"
+    for guest in $guests; do
+        if ! cmp "$fresh/$guest.component.wasm" "$guest/$guest.component.wasm"; then
+            say "$guest/$guest.component.wasm is not what its source gives: run guests/build.sh and commit it"
+            exit 1
+        fi
+    done
+    say "the committed components are what their sources give"
+else
+    fresh=$(mktemp -d)
+    trap 'rm -rf "$fresh"' EXIT
+    build "$fresh"
+    for guest in $guests; do
+        mv "$fresh/$guest.component.wasm" "$guest/$guest.component.wasm"
+        say "$guest/$guest.component.wasm: $(wc -c <"$guest/$guest.component.wasm") bytes"
+    done
+fi
