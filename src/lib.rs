@@ -1,5 +1,6 @@
 //! Statehouse: upload a state machine as a WebAssembly component, and a Raft cluster runs it in lockstep.
 
+pub mod catalog;
 pub mod error;
 pub mod id;
 pub mod machine;
