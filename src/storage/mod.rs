@@ -1,3 +1,17 @@
-//! What is on disk: the `log` and `state` databases, snapshots, module files.
+//! What is on disk: the data directory, the `log` and `state` databases, snapshots, module files.
+//!
+//! # Layout
+//! - [`entry`]: the rows of a log, in the project's own words
+//! - [`directory`]: the data directory: its lock, its identity, where everything is
+//! - [`log`]: the log database and its one writer
+//! - [`state`]: the state database: machines' tables, as views
+//! - [`modules`]: module files and what was compiled from them
+//! - `db`: the only user of RocksDB; `file`: files that are whole or not there
 
+mod db;
+pub mod directory;
 pub mod entry;
+mod file;
+pub mod log;
+pub mod modules;
+pub mod state;

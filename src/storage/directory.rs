@@ -1,0 +1,401 @@
+//! The data directory: who may use it, whose it is, and where everything is in it.
+//!
+//! Promises: one process at a time; never used by another node than the one that made it, nor by a version that does
+//! not know its format; each refusal has an error of its own. Must never begin anew in a directory that holds
+//! something.
+//!
+//! # Layout
+//! ```text
+//! D/LOCK         held while a process uses the directory; holds its number
+//! D/identity     whose the directory is: one line of JSON, one line with its blake3
+//! D/log/         the log database            D/state/   the state database
+//! D/modules/     components, by digest       D/modules/compiled/   what was compiled from them
+//! D/snapshots/   snapshots of machines
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::file::{NewFile, make_directory, remove_leftovers, sync_directory};
+use crate::error::{Error, Fault};
+use crate::id::NodeId;
+
+/// The format of everything in the directory. Raised when an older version could not read it.
+const FORMAT: u32 = 1;
+
+const IDENTITY_FILE: &str = "identity";
+const LOCK_FILE: &str = "LOCK";
+const SUM_PREFIX: &str = "blake3 ";
+
+/// Whose a data directory is. Written once, when the node first starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The node's number, drawn at random.
+    pub node: u64,
+    /// The node's name, given by its operator.
+    pub name: String,
+    /// The cluster the node belongs to, drawn at random by the node that began it.
+    pub cluster: u64,
+}
+
+/// A data directory that this process holds.
+#[derive(Debug)]
+pub struct Directory {
+    root: PathBuf,
+    identity: Option<Identity>,
+    /// The lock is given back when this is closed, also if the process is killed.
+    _lock: File,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    /// Another process holds it.
+    #[error(
+        "the data directory {path} is in use{holder}: stop that process, or give this node another --data-dir"
+    )]
+    InUse {
+        /// The directory.
+        path: String,
+        /// ` by process N`, if it is known.
+        holder: String,
+    },
+    /// It belongs to a node of another name.
+    #[error(
+        "the data directory {path} belongs to node {found:?}, not {expected:?}: start with --name {found}, or give \
+         this node another --data-dir"
+    )]
+    OtherNode {
+        /// The directory.
+        path: String,
+        /// The name in it.
+        found: String,
+        /// The name that was asked for.
+        expected: String,
+    },
+    /// A later version wrote it.
+    #[error(
+        "the data directory {path} has format {found}, and this version knows formats up to {FORMAT}: use the newer \
+         version that wrote it"
+    )]
+    NewerFormat {
+        /// The directory.
+        path: String,
+        /// The format in it.
+        found: u32,
+    },
+    /// It holds data, but not whose.
+    #[error(
+        "the data directory {path} holds data ({what}) but no identity: the file {path}/identity was removed. \
+         Restore it from a backup, or remove the directory and let the node catch up from its peers"
+    )]
+    NoIdentity {
+        /// The directory.
+        path: String,
+        /// What was found in it.
+        what: String,
+    },
+    /// The identity is not as it was written.
+    #[error(
+        "the file {path}/identity is damaged ({what}): restore it from a backup, or remove the directory and let the \
+         node catch up from its peers"
+    )]
+    Damaged {
+        /// The directory.
+        path: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The disk did not do as asked.
+    #[error("the data directory {path} cannot be used: {doing}: {source}")]
+    Io {
+        /// The directory.
+        path: String,
+        /// What was tried.
+        doing: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+impl From<DirectoryError> for Error {
+    fn from(error: DirectoryError) -> Error {
+        let what = error.to_string();
+        match error {
+            DirectoryError::InUse { .. } => Error::FailedPrecondition(what),
+            DirectoryError::Io { .. } => Error::Fault(Fault::new(what)),
+            _ => Error::Damaged(what),
+        }
+    }
+}
+
+/// The identity's first line.
+#[derive(Serialize, Deserialize)]
+struct IdentityLine {
+    format: u32,
+    #[serde(flatten)]
+    identity: Identity,
+}
+
+/// Read before the rest, because a later format may have another rest.
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+impl Directory {
+    /// Takes `root` for this process, made if it is not there, for the node called `name`.
+    pub fn open(root: &Path, name: &str) -> Result<Directory, DirectoryError> {
+        let failed = |doing| io_error(root, doing);
+        std::fs::create_dir_all(root).map_err(failed("making it"))?;
+        let lock = take_lock(root)?;
+        remove_leftovers(root).map_err(failed("removing what a crash left"))?;
+        let identity = read_identity(root)?;
+        match &identity {
+            None => refuse_leftover_data(root)?,
+            Some(found) if found.name != name => {
+                return Err(DirectoryError::OtherNode {
+                    path: root.display().to_string(),
+                    found: found.name.clone(),
+                    expected: name.to_owned(),
+                });
+            }
+            Some(_) => {}
+        }
+        let directory = Directory { root: root.to_owned(), identity, _lock: lock };
+        if directory.identity.is_some() {
+            directory.make_places()?;
+        }
+        Ok(directory)
+    }
+
+    /// Whose it is; `None` before [`establish`](Self::establish).
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// The node's id, once there is one.
+    pub fn node(&self) -> Option<NodeId> {
+        self.identity.as_ref().map(|identity| NodeId(identity.node))
+    }
+
+    /// Writes whose it is, durably, and makes the places for data. Before anything else is put into it.
+    ///
+    /// # Errors
+    /// `OtherNode` if it has an identity already.
+    pub fn establish(&mut self, identity: Identity) -> Result<(), DirectoryError> {
+        if let Some(found) = &self.identity {
+            return Err(DirectoryError::OtherNode {
+                path: self.root.display().to_string(),
+                found: found.name.clone(),
+                expected: identity.name,
+            });
+        }
+        write_identity(&self.root, &identity).map_err(io_error(&self.root, "writing its identity"))?;
+        self.identity = Some(identity);
+        self.make_places()
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the log database is.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
+    /// Where the state database is.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("state")
+    }
+
+    /// Where modules are.
+    pub fn modules(&self) -> PathBuf {
+        self.root.join("modules")
+    }
+
+    /// Where snapshots are.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    fn make_places(&self) -> Result<(), DirectoryError> {
+        for place in [self.log(), self.state(), self.modules(), self.snapshots()] {
+            make_directory(&place).map_err(io_error(&self.root, "making its parts"))?;
+        }
+        Ok(())
+    }
+}
+
+fn io_error(root: &Path, doing: &'static str) -> impl Fn(io::Error) -> DirectoryError {
+    let path = root.display().to_string();
+    move |source| DirectoryError::Io { path: path.clone(), doing, source }
+}
+
+fn take_lock(root: &Path) -> Result<File, DirectoryError> {
+    let failed = |doing| io_error(root, doing);
+    let path = root.join(LOCK_FILE);
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let mut lock = opened.map_err(failed("opening LOCK"))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only to tell the operator more: without it the refusal is the same.
+            let known = lock.read_to_string(&mut holder).is_ok() && holder.trim().parse::<u32>().is_ok();
+            let holder = if known { format!(" by process {}", holder.trim()) } else { String::new() };
+            return Err(DirectoryError::InUse { path: root.display().to_string(), holder });
+        }
+        Err(TryLockError::Error(e)) => return Err(failed("locking LOCK")(e)),
+    }
+    lock.set_len(0).map_err(failed("writing LOCK"))?;
+    writeln!(lock, "{}", std::process::id()).map_err(failed("writing LOCK"))?;
+    Ok(lock)
+}
+
+fn read_identity(root: &Path) -> Result<Option<Identity>, DirectoryError> {
+    let damaged =
+        |what: &str| DirectoryError::Damaged { path: root.display().to_string(), what: what.to_owned() };
+    let bytes = match std::fs::read(root.join(IDENTITY_FILE)) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io_error(root, "reading its identity")(e)),
+    };
+    let text = String::from_utf8(bytes).map_err(|_| damaged("it is not text"))?;
+    let (line, sum) = text.split_once('\n').ok_or_else(|| damaged("it is cut short"))?;
+    let expected = format!("{SUM_PREFIX}{}\n", blake3::hash(line.as_bytes()).to_hex());
+    if sum != expected {
+        return Err(damaged("its checksum does not match"));
+    }
+    let FormatOnly { format } = serde_json::from_str(line).map_err(|_| damaged("it has no format"))?;
+    if format > FORMAT {
+        return Err(DirectoryError::NewerFormat { path: root.display().to_string(), found: format });
+    }
+    let read: IdentityLine = serde_json::from_str(line).map_err(|_| damaged("a part of it is missing"))?;
+    Ok(Some(read.identity))
+}
+
+fn write_identity(root: &Path, identity: &Identity) -> io::Result<()> {
+    let line = serde_json::to_string(&IdentityLine { format: FORMAT, identity: identity.clone() })?;
+    let mut file = NewFile::create(root, IDENTITY_FILE)?;
+    writeln!(file, "{line}\n{SUM_PREFIX}{}", blake3::hash(line.as_bytes()).to_hex())?;
+    file.keep(&root.join(IDENTITY_FILE))?;
+    // The directory's own name, in case it was just made.
+    let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync_directory(parent.unwrap_or(Path::new(".")))
+}
+
+/// Without an identity the directory must be empty: data of unknown origin is not to be written over.
+fn refuse_leftover_data(root: &Path) -> Result<(), DirectoryError> {
+    let failed = io_error(root, "listing it");
+    for entry in std::fs::read_dir(root).map_err(&failed)? {
+        let name = entry.map_err(&failed)?.file_name();
+        // `lost+found`: the directory may be a disk of its own.
+        if name != LOCK_FILE && name != "lost+found" {
+            return Err(DirectoryError::NoIdentity {
+                path: root.display().to_string(),
+                what: name.to_string_lossy().into_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity { node: u64::MAX - 1, name: "n1".to_owned(), cluster: 42 }
+    }
+
+    fn established() -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        Directory::open(place.path(), "n1").unwrap().establish(identity()).unwrap();
+        place
+    }
+
+    #[test]
+    fn an_established_directory_is_found_again_with_its_parts() {
+        let place = established();
+        let directory = Directory::open(place.path(), "n1").unwrap();
+        assert_eq!(directory.identity(), Some(&identity()));
+        for part in [directory.log(), directory.state(), directory.modules(), directory.snapshots()] {
+            assert!(part.is_dir(), "{}", part.display());
+        }
+    }
+
+    #[test]
+    fn a_second_holder_is_refused_with_the_path_and_the_process() {
+        let place = established();
+        let held = Directory::open(place.path(), "n1").unwrap();
+        let error = Directory::open(place.path(), "n1").unwrap_err();
+        assert!(matches!(error, DirectoryError::InUse { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&std::process::id().to_string()), "{text}");
+        assert!(text.contains(&place.path().display().to_string()), "{text}");
+        drop(held);
+        Directory::open(place.path(), "n1").unwrap();
+    }
+
+    #[test]
+    fn another_nodes_directory_is_refused_with_both_names() {
+        let place = established();
+        let error = Directory::open(place.path(), "n2").unwrap_err();
+        assert!(matches!(&error, DirectoryError::OtherNode { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("\"n1\"") && text.contains("\"n2\""), "{text}");
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_with_both_numbers() {
+        let place = established();
+        let line = r#"{"format":7,"soul":"?"}"#;
+        let text = format!("{line}\n{SUM_PREFIX}{}\n", blake3::hash(line.as_bytes()).to_hex());
+        std::fs::write(place.path().join(IDENTITY_FILE), text).unwrap();
+        let error = Directory::open(place.path(), "n1").unwrap_err();
+        assert!(matches!(error, DirectoryError::NewerFormat { found: 7, .. }), "{error}");
+        assert!(error.to_string().contains("format 7") && error.to_string().contains("up to 1"), "{error}");
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_of_the_identity_is_refused() {
+        let place = established();
+        let path = place.path().join(IDENTITY_FILE);
+        let whole = std::fs::read(&path).unwrap();
+        let flips = (0..whole.len() * 8).map(|bit| {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            flipped
+        });
+        let cuts = (0..whole.len()).map(|length| whole[..length].to_vec());
+        for changed in flips.chain(cuts) {
+            std::fs::write(&path, &changed).unwrap();
+            let error = Directory::open(place.path(), "n1").unwrap_err();
+            assert!(matches!(error, DirectoryError::Damaged { .. }), "{error} for {changed:?}");
+        }
+    }
+
+    #[test]
+    fn data_without_an_identity_is_refused_and_left_alone() {
+        let place = established();
+        std::fs::remove_file(place.path().join(IDENTITY_FILE)).unwrap();
+        let error = Directory::open(place.path(), "n1").unwrap_err();
+        assert!(matches!(error, DirectoryError::NoIdentity { .. }), "{error}");
+        assert!(place.path().join("log").is_dir());
+    }
+
+    #[test]
+    fn an_identity_that_was_not_completed_does_not_count() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("identity.tmp"), "half").unwrap();
+        let directory = Directory::open(place.path(), "n1").unwrap();
+        assert_eq!(directory.identity(), None);
+    }
+}

@@ -1,0 +1,79 @@
+//! Files that are either whole or not there: written under a temporary name, synced, renamed, the directory synced.
+//!
+//! Promises: after [`NewFile::keep`] returns, the file is on the disk under its name with all its bytes, also after a
+//! power failure; before that, only a temporary name can be found. Must never show a name before its bytes are synced.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Ends the names of files that are not complete; [`remove_leftovers`] looks for it.
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// A file being written. Dropped before it is kept, it is removed.
+pub struct NewFile {
+    file: File,
+    temporary: PathBuf,
+    kept: bool,
+}
+
+impl NewFile {
+    /// Begins a file in `directory`. `label` tells apart the files that are written there at the same time.
+    pub fn create(directory: &Path, label: &str) -> io::Result<NewFile> {
+        let temporary = directory.join(format!("{label}{TEMPORARY_SUFFIX}"));
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        Ok(NewFile { file, temporary, kept: false })
+    }
+
+    /// Makes it durable under `name`, in the same directory, replacing what had that name.
+    pub fn keep(mut self, name: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.temporary, name)?;
+        self.kept = true;
+        sync_directory(name.parent().unwrap_or(Path::new(".")))
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.kept {
+            // If this fails the leftover is removed at the next start.
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Makes the names in `directory` durable.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Removes files that a crash left incomplete.
+pub fn remove_leftovers(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes `directory`, if it is not there, durably.
+pub fn make_directory(directory: &Path) -> io::Result<()> {
+    match std::fs::create_dir(directory) {
+        Ok(()) => sync_directory(directory.parent().unwrap_or(Path::new("."))),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
+}

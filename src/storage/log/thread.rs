@@ -1,0 +1,284 @@
+//! The one writer of the log: everything queued since the last sync becomes one synced write.
+//!
+//! Promises: writes of a group are applied in the order they were queued; a number is reported only when its write is
+//! as durable as Raft needs; after a failure nothing more is reported, the node is told once, and every later call
+//! answers the fault. Must never report a number whose sync failed, or go on after one did.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::mark::Mark;
+use super::row::{self, Own};
+use super::{LogDb, Tail};
+use crate::error::Fault;
+use crate::id::{GroupId, Index, Term};
+use crate::storage::db::{Changes, Db, Durability, Family};
+use crate::storage::entry::LogWrite;
+
+/// When this much is gathered it is written, though more is queued: bounds memory and how long the first one waits.
+const WRITE_BYTES_MAX: usize = 16 << 20;
+
+/// The thread that writes the log. Stops when dropped, after writing what is queued.
+pub struct LogThread {
+    queue: LogQueue,
+    handle: Option<JoinHandle<Result<(), Fault>>>,
+}
+
+/// Takes writes for the log. Copies feed one thread.
+#[derive(Clone)]
+pub struct LogQueue {
+    sender: Sender<Order>,
+    db: Arc<Db>,
+}
+
+enum Order {
+    Write(Vec<LogWrite>),
+    Stop,
+}
+
+impl LogThread {
+    /// Starts the thread. `on_done` is called on it after each write, with the group and number of all that is now
+    /// durable; it must be quick, because the next write waits for it. `on_failure` is called at most once, when the
+    /// database failed: the node must stop serving.
+    pub fn start(
+        log: LogDb,
+        on_done: impl FnMut(Vec<(GroupId, u64)>) + Send + 'static,
+        on_failure: impl FnOnce(Fault) + Send + 'static,
+    ) -> Result<LogThread, Fault> {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let queue = LogQueue { sender, db: log.db.clone() };
+        let writer = Writer { db: log.db, mark: log.mark, tails: log.tails, value: Vec::new() };
+        let run = move || {
+            let ended = writer.run(receiver, on_done);
+            if let Err(fault) = &ended {
+                on_failure(fault.clone());
+            }
+            ended
+        };
+        let spawned = std::thread::Builder::new().name("log".to_owned()).spawn(run);
+        let handle = spawned.map_err(|e| Fault::new(format!("the log thread cannot be started: {e}")))?;
+        Ok(LogThread { queue, handle: Some(handle) })
+    }
+
+    /// Where to queue writes.
+    pub fn queue(&self) -> LogQueue {
+        self.queue.clone()
+    }
+
+    /// Writes what is queued, flushes the database, so that the next start is quick, and ends the thread.
+    pub fn stop(mut self) -> Result<(), Fault> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Fault> {
+        let Some(handle) = self.handle.take() else { return Ok(()) };
+        // The thread is gone already if the database failed; its own answer says so.
+        let _ = self.queue.sender.send(Order::Stop);
+        handle.join().unwrap_or_else(|_| Err(Fault::new("the log thread panicked")))
+    }
+}
+
+impl Drop for LogThread {
+    fn drop(&mut self) {
+        // A failure was already told through `on_failure`; nobody is left to tell it to here.
+        let _ = self.end();
+    }
+}
+
+impl LogQueue {
+    /// Queues `writes`. How much may be queued is bounded by who queues: a Raft group has a bounded number of entries
+    /// under way.
+    pub fn write(&self, writes: Vec<LogWrite>) -> Result<(), Fault> {
+        if let Some(fault) = self.db.failure() {
+            return Err(fault);
+        }
+        self.sender.send(Order::Write(writes)).map_err(|_| {
+            self.db.failure().unwrap_or_else(|| Fault::new("the log is closed: the node is stopping"))
+        })
+    }
+}
+
+struct Writer {
+    db: Arc<Db>,
+    mark: Mark,
+    tails: BTreeMap<GroupId, Tail>,
+    /// The buffer in which each row's value is made.
+    value: Vec<u8>,
+}
+
+/// What one synced write gathers.
+struct Gathered<'a> {
+    changes: Changes<'a>,
+    durability: Durability,
+    done: Vec<(GroupId, u64)>,
+}
+
+impl Writer {
+    fn run(
+        mut self,
+        queue: Receiver<Order>,
+        mut on_done: impl FnMut(Vec<(GroupId, u64)>),
+    ) -> Result<(), Fault> {
+        let db = self.db.clone();
+        let mut open = true;
+        while open {
+            // All senders are gone only together with the thread's owner: the same as being told to stop.
+            let Ok(mut order) = queue.recv() else { break };
+            let changes = db.changes(&[Family::DEFAULT])?;
+            let mut gathered = Gathered { changes, durability: Durability::Buffered, done: Vec::new() };
+            loop {
+                match order {
+                    Order::Write(writes) => self.gather(writes, &mut gathered)?,
+                    Order::Stop => open = false,
+                }
+                if !open || gathered.changes.size_bytes() >= WRITE_BYTES_MAX {
+                    break;
+                }
+                match queue.try_recv() {
+                    Ok(next) => order = next,
+                    Err(_) => break,
+                }
+            }
+            self.write(gathered, &mut on_done)?;
+        }
+        self.close()
+    }
+
+    fn gather(&mut self, writes: Vec<LogWrite>, gathered: &mut Gathered) -> Result<(), Fault> {
+        for write in writes {
+            if let Err(what) = self.take(&write, gathered) {
+                return Err(self.db.fail(Fault::new(format!(
+                    "the log of group {} was given {what}: a mistake of this program; nothing of it was written",
+                    write.group
+                ))));
+            }
+            gathered.done.push((write.group, write.number));
+        }
+        Ok(())
+    }
+
+    fn write(&self, gathered: Gathered, on_done: &mut impl FnMut(Vec<(GroupId, u64)>)) -> Result<(), Fault> {
+        if !gathered.changes.is_empty() {
+            self.db.write(gathered.changes, gathered.durability)?;
+            if gathered.durability == Durability::Synced {
+                self.raise_mark()?;
+            }
+        }
+        if !gathered.done.is_empty() {
+            on_done(gathered.done);
+        }
+        Ok(())
+    }
+
+    fn raise_mark(&self) -> Result<(), Fault> {
+        self.mark.raise(self.db.sequence()).map_err(|e| self.mark_failed(&e))
+    }
+
+    fn mark_failed(&self, error: &std::io::Error) -> Fault {
+        self.db.fail(super::mark_fault(self.mark.path(), error))
+    }
+
+    fn close(self) -> Result<(), Fault> {
+        self.db.flush(&[Family::DEFAULT])?;
+        self.raise_mark()?;
+        self.mark.sync().map_err(|e| self.mark_failed(&e))
+    }
+
+    /// Adds one group's write, or says what is wrong with it.
+    fn take(&mut self, write: &LogWrite, gathered: &mut Gathered) -> Result<(), String> {
+        let group = write.group;
+        if write.forget {
+            gathered.changes.delete_range(
+                Family::DEFAULT,
+                &row::entry_key(group, Index(0)),
+                &row::group_end(group),
+            );
+            gathered.durability = Durability::Synced;
+            self.tails.remove(&group);
+            return Ok(());
+        }
+        let mut tail = self.tails.remove(&group).unwrap_or_default();
+        let taken = take_into(&mut tail, write, gathered, &mut self.value);
+        self.tails.insert(group, tail);
+        taken
+    }
+}
+
+fn take_into(
+    tail: &mut Tail,
+    write: &LogWrite,
+    gathered: &mut Gathered,
+    value: &mut Vec<u8>,
+) -> Result<(), String> {
+    if let Some(start) = write.truncate {
+        take_start(tail, write.group, start, &mut gathered.changes);
+    }
+    if !write.entries.is_empty() {
+        take_entries(tail, write, &mut gathered.changes, value)?;
+        gathered.durability = Durability::Synced;
+    }
+    if let Some(state) = write.hard_state {
+        let key = row::own_key(write.group, Own::HardState);
+        gathered.changes.put(Family::DEFAULT, &key, &row::write_hard_state(&key, state));
+        // How far the group has committed may lag; whom it voted for may not.
+        if tail.promise != (state.term, state.vote) {
+            tail.promise = (state.term, state.vote);
+            gathered.durability = Durability::Synced;
+        }
+    }
+    if let Some((index, members)) = &write.membership {
+        let key = row::own_key(write.group, Own::Membership);
+        gathered.changes.put(Family::DEFAULT, &key, &row::write_membership(&key, *index, members));
+        gathered.durability = Durability::Synced;
+    }
+    Ok(())
+}
+
+fn take_entries(
+    tail: &mut Tail,
+    write: &LogWrite,
+    changes: &mut Changes,
+    value: &mut Vec<u8>,
+) -> Result<(), String> {
+    let first = write.entries[0].index;
+    if first <= tail.start.0 {
+        return Err(format!("entry {first}, but its log begins after {}", tail.start.0));
+    }
+    if first <= tail.last {
+        let (from, past) = (row::entry_key(write.group, first), row::group_end(write.group));
+        changes.delete_range(Family::DEFAULT, &from, &past);
+        tail.last = Index(first.0 - 1);
+        tail.terms.retain(|&(run, _)| run < first);
+    }
+    for entry in &write.entries {
+        if entry.index != tail.last.next() {
+            return Err(format!("entry {} where {} was due", entry.index, tail.last.next()));
+        }
+        let key = row::entry_key(write.group, entry.index);
+        row::write_entry(&key, entry, value);
+        changes.put(Family::DEFAULT, &key, value);
+        tail.push(entry.index, entry.term);
+    }
+    Ok(())
+}
+
+/// Drops everything up to `start`. If the log does not hold that very entry, a snapshot has replaced its history: then
+/// what comes after `start` is of another history as well, and all of it goes (Raft, section 7).
+fn take_start(tail: &mut Tail, group: GroupId, start: (Index, Term), changes: &mut Changes) {
+    if start.0 <= tail.start.0 {
+        return;
+    }
+    let first = row::entry_key(group, Index(1));
+    if tail.term(start.0) == Some(start.1) {
+        changes.delete_range(Family::DEFAULT, &first, &row::entry_key(group, start.0.next()));
+        tail.begin_after(start);
+    } else {
+        changes.delete_range(Family::DEFAULT, &first, &row::group_end(group));
+        *tail = Tail { start, last: start.0, promise: tail.promise, terms: Vec::new() };
+    }
+    let key = row::own_key(group, Own::Start);
+    changes.put(Family::DEFAULT, &key, &row::write_start(&key, start));
+}

@@ -1,0 +1,259 @@
+//! Views, heads and flushes, at restarts and against damage.
+
+use std::path::Path;
+
+use super::*;
+use crate::id::Revision;
+
+fn open(path: &Path) -> (StateDb, Opened) {
+    StateDb::open(path, StateSizes::default()).unwrap()
+}
+
+fn head(index: u64) -> Head {
+    Head { index: Index(index), revision: Revision(index + 1), ..Head::default() }
+}
+
+type Row<'a> = (Table, &'a [u8], Option<&'a [u8]>);
+
+const NONE: [Row; 0] = [];
+
+fn rows(view: &dyn View, table: Table, span: Span, direction: Direction) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    view.scan(table, span, direction, &mut |key, value| {
+        found.push((text(key), text(value)));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    found
+}
+
+const ALL: Span = Span { start: b"", end: None };
+
+fn keys(view: &dyn View, span: Span, direction: Direction) -> Vec<String> {
+    rows(view, Table::Store, span, direction).into_iter().map(|(key, _)| key).collect()
+}
+
+#[test]
+fn a_view_reads_and_scans_its_own_machine_and_table_only() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    for group in [1, 2, 3] {
+        let value = group.to_string();
+        let own: [Row; 4] = [
+            (Table::Store, b"a", Some(value.as_bytes())),
+            (Table::Store, b"b", Some(b"-")),
+            (Table::Store, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (Table::Leases, b"a", Some(b"lease")),
+        ];
+        state.write(GroupId(group), own, &head(1)).unwrap();
+    }
+    for view in [state.view(GroupId(2)), state.snapshot_view(GroupId(2))] {
+        assert_eq!(view.get(Table::Store, b"a").unwrap().as_deref(), Some(&b"2"[..]));
+        assert_eq!(view.get(Table::Leases, b"a").unwrap().as_deref(), Some(&b"lease"[..]));
+        assert_eq!(view.get(Table::Events, b"a").unwrap(), None);
+        assert_eq!(
+            view.get(Table::Store, &[b'k'; 4_096]).unwrap(),
+            None,
+            "a key longer than the short buffer"
+        );
+        assert_eq!(keys(&*view, ALL, Direction::Forward), ["a", "b"]);
+        assert_eq!(keys(&*view, ALL, Direction::Backward), ["b", "a"]);
+        assert_eq!(keys(&*view, Span { start: b"a\0", end: None }, Direction::Backward), ["b"]);
+        assert_eq!(keys(&*view, Span { start: b"", end: Some(b"b") }, Direction::Forward), ["a"]);
+        assert_eq!(keys(&*view, Span { start: b"b", end: Some(b"a") }, Direction::Forward), [""; 0]);
+        let stored = view.get(Table::Head, Head::KEY).unwrap().unwrap();
+        assert_eq!(Head::decode(&stored).unwrap(), head(1));
+    }
+}
+
+#[test]
+fn a_scan_ends_when_its_visitor_breaks() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    let three = [b"a", b"b", b"c"].map(|key| (Table::Store, key, Some(b"")));
+    state.write(GroupId(1), three, &head(1)).unwrap();
+    let mut seen = 0;
+    let visit = &mut |_: &[u8], _: &[u8]| {
+        seen += 1;
+        if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    state.view(GroupId(1)).scan(Table::Store, ALL, Direction::Forward, visit).unwrap();
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn a_snapshot_view_stays_while_the_machine_goes_on_and_is_dropped() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    state.write(GroupId(1), [(Table::Store, b"k", Some(b"old"))], &head(1)).unwrap();
+    let (then, now) = (state.snapshot_view(GroupId(1)), state.view(GroupId(1)));
+    state
+        .write(GroupId(1), [(Table::Store, b"k", Some(b"new")), (Table::Store, b"l", Some(b"new"))], &head(2))
+        .unwrap();
+    assert_eq!(keys(&*then, ALL, Direction::Forward), ["k"]);
+    assert_eq!(keys(&*now, ALL, Direction::Forward), ["k", "l"]);
+    state.drop_group(GroupId(1)).unwrap();
+    state.flush().unwrap();
+    assert_eq!(keys(&*now, ALL, Direction::Forward), [""; 0]);
+    drop(state);
+    // The view keeps the database open.
+    assert_eq!(then.get(Table::Store, b"k").unwrap().as_deref(), Some(&b"old"[..]));
+    assert_eq!(rows(&*then, Table::Store, ALL, Direction::Forward), [("k".to_owned(), "old".to_owned())]);
+}
+
+#[test]
+fn a_flush_makes_durable_what_was_written_before_it_and_says_so() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, opened) = open(place.path());
+    assert!(opened.heads.is_empty());
+    state.write(GroupId(1), NONE, &head(7)).unwrap();
+    state.write(GroupId(2), NONE, &head(3)).unwrap();
+    assert_eq!(state.durable(GroupId(1)), Index(0));
+    assert_eq!(state.flush().unwrap(), BTreeMap::from([(GroupId(1), Index(7)), (GroupId(2), Index(3))]));
+    assert_eq!(state.durable(GroupId(1)), Index(7));
+    state.write(GroupId(1), NONE, &head(8)).unwrap();
+    assert_eq!(state.durable(GroupId(1)), Index(7), "written, but not flushed");
+    state.drop_group(GroupId(2)).unwrap();
+    assert_eq!(state.flush().unwrap(), BTreeMap::from([(GroupId(1), Index(8))]));
+    drop(state);
+    let (state, opened) = open(place.path());
+    assert_eq!(opened.heads, BTreeMap::from([(GroupId(1), head(8))]));
+    assert_eq!(state.durable(GroupId(1)), Index(8), "what is read at a start is durable");
+}
+
+#[test]
+fn a_replacement_is_whole_after_it_is_finished() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    state
+        .write(
+            GroupId(1),
+            [(Table::Store, b"old", Some(b"1")), (Table::Events, b"old", Some(b"1"))],
+            &head(5),
+        )
+        .unwrap();
+    state.write(GroupId(2), [(Table::Store, b"old", Some(b"1"))], &head(5)).unwrap();
+    let before = state.snapshot_view(GroupId(1));
+    let mut replacement = state.replace(GroupId(1), Index(90)).unwrap();
+    // More than one portion.
+    let long = vec![b'x'; 1 << 20];
+    for row in 0..6 {
+        replacement.put(Table::Store, format!("new{row}").as_bytes(), &long).unwrap();
+    }
+    replacement.finish(&head(90)).unwrap();
+    assert_eq!(keys(&*before, ALL, Direction::Forward), ["old"]);
+    drop((before, state));
+    let (state, opened) = open(place.path());
+    assert_eq!(opened.heads, BTreeMap::from([(GroupId(1), head(90)), (GroupId(2), head(5))]));
+    assert!(opened.interrupted.is_empty());
+    let view = state.view(GroupId(1));
+    assert_eq!(keys(&*view, ALL, Direction::Forward), ["new0", "new1", "new2", "new3", "new4", "new5"]);
+    assert_eq!(rows(&*view, Table::Events, ALL, Direction::Forward), []);
+    assert_eq!(keys(&*state.view(GroupId(2)), ALL, Direction::Forward), ["old"]);
+}
+
+#[test]
+fn a_replacement_cut_short_is_told_at_every_open_until_it_is_done_again() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    state.write(GroupId(1), [(Table::Store, b"old", Some(b"1"))], &head(5)).unwrap();
+    state.flush().unwrap();
+    let mut replacement = state.replace(GroupId(1), Index(90)).unwrap();
+    let long = vec![b'x'; PORTION_BYTES];
+    replacement.put(Table::Store, b"new", &long).unwrap();
+    drop(replacement);
+    assert_eq!(state.durable(GroupId(1)), Index(0));
+    state.flush().unwrap();
+    assert_eq!(
+        keys(&*state.view(GroupId(1)), ALL, Direction::Forward),
+        ["new"],
+        "the crash comes in the middle"
+    );
+    drop(state);
+    for _ in 0..2 {
+        let (state, opened) = open(place.path());
+        assert_eq!(opened.interrupted, BTreeMap::from([(GroupId(1), Index(90))]));
+        assert!(opened.heads.is_empty());
+        assert_eq!(keys(&*state.view(GroupId(1)), ALL, Direction::Forward), [""; 0], "no half of it is left");
+        state.flush().unwrap();
+    }
+    open(place.path()).0.replace(GroupId(1), Index(91)).unwrap().finish(&head(91)).unwrap();
+    let (_, opened) = open(place.path());
+    assert_eq!((opened.heads, opened.interrupted.len()), (BTreeMap::from([(GroupId(1), head(91))]), 0));
+}
+
+/// Flips one byte at many places of each table file: whatever is read afterwards is right, or an error.
+#[test]
+fn a_flipped_byte_in_a_block_is_a_fault_and_never_a_wrong_answer() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    let name = |row: u32| format!("key{row:06}").into_bytes();
+    let value = |row: u32| blake3::hash(&name(row)).to_hex().to_string().into_bytes();
+    const ROWS: u32 = 2_000;
+    state
+        .write(GroupId(1), (0..ROWS).map(|row| (Table::Store, name(row), Some(value(row)))), &head(1))
+        .unwrap();
+    state.flush().unwrap();
+    drop(state);
+    let tables: Vec<_> =
+        std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let tables: Vec<_> =
+        tables.into_iter().filter(|path| path.extension().is_some_and(|e| e == "sst")).collect();
+    assert_eq!(tables.len(), 2, "one of the heads, one of the store");
+    let mut faults = 0;
+    for table in tables {
+        let whole = std::fs::read(&table).unwrap();
+        for place_of_flip in (0..24).map(|part| whole.len() * part / 24) {
+            let mut flipped = whole.clone();
+            flipped[place_of_flip] ^= 0x20;
+            std::fs::write(&table, flipped).unwrap();
+            faults += u32::from(read_everything(place.path(), &name, &value, ROWS).is_err());
+        }
+        std::fs::write(&table, whole).unwrap();
+    }
+    assert!(faults >= 24, "only {faults} of 48 flips were noticed");
+    read_everything(place.path(), &name, &value, ROWS).unwrap();
+}
+
+/// Reads by key and by scan. A wrong answer panics; damage that is told is an error.
+fn read_everything(
+    path: &Path,
+    name: &dyn Fn(u32) -> Vec<u8>,
+    value: &dyn Fn(u32) -> Vec<u8>,
+    rows: u32,
+) -> Result<(), Error> {
+    let (state, opened) = StateDb::open(path, StateSizes::default())?;
+    assert_eq!(opened.heads, BTreeMap::from([(GroupId(1), head(1))]));
+    let view = state.view(GroupId(1));
+    for row in (0..rows).step_by(50) {
+        assert_eq!(view.get(Table::Store, &name(row))?, Some(value(row)));
+    }
+    let mut row = 0;
+    view.scan(Table::Store, ALL, Direction::Forward, &mut |key, found| {
+        assert_eq!((key, found), (&name(row)[..], &value(row)[..]));
+        row += 1;
+        ControlFlow::Continue(())
+    })?;
+    assert_eq!(row, rows);
+    Ok(())
+}
+
+#[test]
+fn after_a_fault_every_call_answers_it() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    state.write(GroupId(1), [(Table::Store, b"k", Some(b"v"))], &head(1)).unwrap();
+    let (view, snapshot) = (state.view(GroupId(1)), state.snapshot_view(GroupId(1)));
+    state.db.fail(Fault::new("the disk is gone"));
+    let expected =
+        |result: Result<(), Fault>| assert_eq!(result.unwrap_err().to_string(), "the disk is gone");
+    expected(view.get(Table::Store, b"k").map(drop));
+    expected(snapshot.get(Table::Store, b"k").map(drop));
+    expected(view.scan(Table::Store, ALL, Direction::Forward, &mut |_, _| ControlFlow::Continue(())));
+    expected(state.write(GroupId(1), NONE, &head(2)));
+    expected(state.flush().map(drop));
+    expected(state.drop_group(GroupId(1)));
+    expected(state.replace(GroupId(1), Index(3)).map(drop));
+    assert!(state.failure().is_some());
+}
