@@ -4,5 +4,6 @@ pub mod catalog;
 pub mod error;
 pub mod id;
 pub mod machine;
+pub mod raft;
 pub mod storage;
 pub mod time;

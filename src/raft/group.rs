@@ -1,0 +1,626 @@
+//! One group on this node: the engine's node, and around it what is written, sent, applied, and when.
+//!
+//! Promises: nothing is acknowledged to a peer, and nothing goes to the apply worker, before it is synced
+//! here. Entries go to the log without gaps. What comes out depends only on what went in, election timeouts
+//! included, which the engine would draw by chance. The engine panics on broken invariants; so does this
+//! file; `shard` catches it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use prost::Message as _;
+use raft::eraftpb::{self, EntryType};
+use raft::{Config, RaftState, RawNode, StateRole};
+
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
+use crate::machine::batch::{Batch, Operation};
+use crate::raft::input::{GroupStart, ProposalId, ReadId};
+use crate::raft::log_cache::{LogCache, Wish, from_engine};
+use crate::raft::log_clock::LogClock;
+use crate::raft::message::{PeerMessage, from_engine_message, to_engine_message};
+use crate::raft::output::{
+    ApplyJob, GroupStatus, LogLoad, PeerOut, ProposeError, Proposed, ReadError, ReadReady, Role, RoleChange,
+};
+use crate::raft::proposals::Proposals;
+use crate::raft::read::Reads;
+use crate::raft::shard::{ShardConfig, Turn};
+use crate::raft::{membership, start};
+use crate::storage::entry::{Entry, HardState, LogWrite, Membership};
+use crate::time::Now;
+
+/// A write that the log thread has not reported yet.
+struct Write {
+    /// As the log thread calls it.
+    number: u64,
+    /// The engine's last ready that is done when this write is.
+    covers: u64,
+    /// The term that is on disk when this write is.
+    term: u64,
+    /// How many batches are in it.
+    batches: usize,
+    /// What may be sent only then.
+    messages: Vec<eraftpb::Message>,
+}
+
+/// One group on this node.
+pub(super) struct Group {
+    id: GroupId,
+    replica: ReplicaId,
+    node: RawNode<LogCache>,
+    /// This node, and where the other replicas live.
+    own_node: NodeId,
+    nodes: BTreeMap<ReplicaId, NodeId>,
+    proposals: Proposals,
+    reads: Reads,
+    clock: LogClock,
+    /// In the order of their numbers.
+    writes: VecDeque<Write>,
+    /// Batches that the engine has, but no write yet.
+    batches_unwritten: usize,
+    /// Changed since it was last written. Waits for a write that is needed anyway if only its commit index
+    /// changed.
+    hard_state: Option<HardState>,
+    /// The term that is on disk.
+    durable_term: u64,
+    /// Who is in the group, as of the last change up to what was handed out to be applied.
+    membership: (Index, Membership),
+    /// The last entry handed out to be applied.
+    delivered: Index,
+    applied: Index,
+    /// What the election timeout depends on besides the configuration; counts changes of term and role.
+    transitions: u64,
+    transition: (u64, StateRole),
+    election_seed: u64,
+    election_ticks: usize,
+    /// What was said last of this replica's standing.
+    announced: Option<RoleChange>,
+    /// Sends that wait for entries from the log, by the first entry they need.
+    wishes: Vec<Wish>,
+    /// Whether the shard has noted the group as touched in this call.
+    pub(super) touched: bool,
+    /// Whether the shard has noted the group as one that waits for time to pass.
+    pub(super) awake: bool,
+}
+
+impl Group {
+    /// Takes up a group. Refuses, with a reason, what cannot have been written by a sound node.
+    pub(super) fn open(start: GroupStart, config: &ShardConfig) -> Result<Group, String> {
+        let hard_state = start::check(&start)?;
+        let late_changes = start::late_changes(&start);
+        let GroupStart { group, replica, log, applied, time_floor, nodes } = start;
+        let initial = RaftState {
+            hard_state: start::to_engine(hard_state),
+            conf_state: membership::to_engine(&log.membership.1),
+        };
+        let election_seed = mix(mix(config.seed, group.0), replica.0);
+        let engine = Config {
+            id: replica.0,
+            applied: applied.0,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            max_size_per_msg: config.append_bytes_max as u64,
+            max_inflight_msgs: config.appends_in_flight_max,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            ..Config::default()
+        };
+        let cache = LogCache::new(initial, log.start, time_floor, log.entries);
+        let quiet = slog::Logger::root(slog::Discard, slog::o!());
+        let node =
+            RawNode::new(&engine, cache, &quiet).map_err(|e| format!("the engine refuses the group: {e}"))?;
+        let mut group = Group {
+            id: group,
+            replica,
+            node,
+            own_node: config.node,
+            nodes: nodes.into_iter().collect(),
+            proposals: Proposals::default(),
+            reads: Reads::new(replica, config.seed),
+            clock: LogClock::default(),
+            writes: VecDeque::new(),
+            batches_unwritten: 0,
+            hard_state: None,
+            durable_term: hard_state.term.0,
+            membership: log.membership,
+            delivered: applied,
+            applied,
+            transitions: 0,
+            transition: (hard_state.term.0, StateRole::Follower),
+            election_seed,
+            election_ticks: config.election_ticks,
+            announced: None,
+            wishes: Vec::new(),
+            touched: false,
+            awake: false,
+        };
+        for change in late_changes {
+            group.change_membership(change.index, &change.data);
+        }
+        group.set_election_timeout();
+        group.evict(config);
+        Ok(group)
+    }
+
+    // What comes in. The work that follows from it is done in `settle`, once for all inputs of a call.
+
+    /// A command for the next batch.
+    pub(super) fn propose(
+        &mut self,
+        id: ProposalId,
+        operation: Operation,
+        bytes: usize,
+        config: &ShardConfig,
+    ) -> Result<(), ProposeError> {
+        self.proposals.gather(id, operation, bytes, config)
+    }
+
+    /// A read that wants a read point.
+    pub(super) fn read(&mut self, id: ReadId, now: Now) {
+        self.reads.push(id, now.monotonic_ms);
+    }
+
+    /// The log thread has synced everything up to this write.
+    pub(super) fn persisted(&mut self, number: u64, turn: &mut Turn) {
+        let mut covers = None;
+        while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
+            self.durable_term = self.durable_term.max(write.term);
+            covers = Some(write.covers);
+            self.send(write.messages, turn);
+        }
+        if let Some(ready) = covers {
+            self.node.on_persist_ready(ready);
+            self.evict(turn.config);
+        }
+    }
+
+    /// The apply worker has applied everything up to this index.
+    pub(super) fn applied_to(&mut self, index: Index) {
+        assert!(
+            index <= self.delivered,
+            "index {index} is reported as applied, but only those up to {} were handed out",
+            self.delivered
+        );
+        if index > self.applied {
+            self.node.advance_apply_to(index.0);
+            self.applied = index;
+            self.proposals.applied(index);
+        }
+    }
+
+    /// The log is no longer needed up to here, as far as this replica is concerned.
+    pub(super) fn truncate(&mut self, to: Index, turn: &mut Turn) {
+        let to = to.min(self.applied).min(self.needed_by_others());
+        if to <= self.node.store().start() {
+            return;
+        }
+        let term = self.node.mut_store().truncate(to);
+        *turn.last_write += 1;
+        let number = *turn.last_write;
+        turn.out.log.push(LogWrite {
+            group: self.id,
+            number,
+            truncate: Some((to, term)),
+            ..LogWrite::default()
+        });
+    }
+
+    /// The last entry that every other replica has, as far as this one knows. One that does not lead knows
+    /// nothing.
+    fn needed_by_others(&self) -> Index {
+        let leads = self.leads();
+        let others = self.node.raft.prs().iter().filter(|(id, _)| **id != self.replica.0);
+        others
+            .map(|(_, progress)| if leads { Index(progress.matched) } else { Index(0) })
+            .min()
+            .unwrap_or(Index(u64::MAX))
+    }
+
+    /// Another replica's message.
+    pub(super) fn step(&mut self, from: NodeId, message: PeerMessage, _turn: &mut Turn) {
+        if message.to != self.replica {
+            return;
+        }
+        self.nodes.insert(message.from, from);
+        // The engine refuses answers from replicas that are no longer in the group: nothing is owed to those.
+        let _ = self.node.step(to_engine_message(message));
+        self.set_election_timeout();
+    }
+
+    /// Entries came back from the log for those who lag behind.
+    pub(super) fn loaded(&mut self, from: Index, entries: Vec<Entry>) {
+        let (granted, open) =
+            std::mem::take(&mut self.wishes).into_iter().partition(|wish| wish.from == from);
+        self.wishes = open;
+        if entries.first().is_some_and(|first| first.index == from) {
+            self.node.mut_store().lend(entries);
+        }
+        let granted: Vec<Wish> = granted;
+        for wish in granted {
+            self.node.on_entries_fetched(wish.context);
+        }
+        self.node.mut_store().end_loan();
+    }
+
+    /// Stands for election now.
+    pub(super) fn campaign(&mut self) {
+        if self.alone() {
+            self.campaign_alone();
+        } else if !self.leads() {
+            // Refused while a committed change of membership is not applied; the next timeout tries again.
+            let _ = self.node.campaign();
+            self.set_election_timeout();
+        }
+    }
+
+    /// A tick has passed.
+    pub(super) fn tick(&mut self, turn: &mut Turn) {
+        let now_ms = turn.now.monotonic_ms;
+        // The only voter needs no timeouts: it has nobody to hear from. Those who only follow it need its
+        // heartbeats.
+        if !self.alone() || (self.leads() && self.has_peers()) {
+            self.node.tick();
+            self.set_election_timeout();
+        }
+        let wait_ms = turn.config.wait_ms;
+        let leading = self.leads().then_some(Term(self.node.raft.term));
+        let given_up = self.proposals.give_up_doubt(now_ms, wait_ms, leading);
+        turn.out.refused.extend(given_up.into_iter().map(|id| (id, ProposeError::Unknown)));
+        let expired = self.reads.expire(now_ms, wait_ms);
+        self.answer(expired, Err(ReadError::NoLeader { waited_ms: wait_ms }), turn);
+        self.reads.retry(now_ms, turn.config.read_retry_ms());
+    }
+
+    // What follows.
+
+    /// Does everything that the inputs of a call made possible.
+    pub(super) fn settle(&mut self, turn: &mut Turn) {
+        self.touched = false;
+        if self.alone() {
+            self.campaign_alone();
+        }
+        loop {
+            self.notice_leadership(turn);
+            self.cut_batches(turn);
+            self.issue_reads(turn);
+            if !self.node.has_ready() {
+                break;
+            }
+            self.take_ready(turn);
+        }
+        self.evict(turn.config);
+        self.ask_for_entries(turn);
+        self.announce(turn);
+    }
+
+    /// The only voter leads as soon as its whole log is synced: the engine relies on that.
+    fn campaign_alone(&mut self) {
+        let log = &self.node.raft.raft_log;
+        if !self.leads() && self.writes.is_empty() && log.persisted == log.last_index() {
+            // Refused while a committed change of membership is not applied; every later call tries again.
+            let _ = self.node.campaign();
+            self.set_election_timeout();
+        }
+    }
+
+    /// Starts the clock of a new term; refuses commands when there is nothing to lead.
+    fn notice_leadership(&mut self, turn: &mut Turn) {
+        let term = Term(self.node.raft.term);
+        if !self.leads() {
+            let leader = self.leader_node();
+            let refused = self.proposals.give_up_gathered();
+            turn.out.refused.extend(refused.into_iter().map(|id| (id, ProposeError::NotLeader { leader })));
+            self.proposals.doubt(turn.now.monotonic_ms);
+        } else if self.clock.term() != term {
+            self.clock.start(term, turn.now, self.node.store().last_stamp());
+        }
+    }
+
+    /// Puts gathered commands into the log, unless enough batches are under way: then they gather on.
+    fn cut_batches(&mut self, turn: &mut Turn) {
+        let under_way = self.writes.iter().map(|write| write.batches).sum::<usize>() + self.batches_unwritten;
+        let free = turn.config.batches_in_flight_max.saturating_sub(under_way);
+        if !self.leads() || self.node.raft.lead_transferee.is_some() {
+            return;
+        }
+        for _ in 0..free {
+            let Some(batch) = self.proposals.next_batch() else { return };
+            let (index, term) = (Index(self.node.raft.raft_log.last_index() + 1), Term(self.node.raft.term));
+            let held_bytes = batch.held_bytes();
+            self.proposals.sent(index, term, batch.ids.clone(), held_bytes);
+            let time_ms = self.clock.stamp(turn.now).0;
+            let data = Batch { time_ms, operations: batch.operations }.encode_to_vec();
+            if self.node.propose(Vec::new(), data).is_ok() {
+                self.batches_unwritten += 1;
+                turn.out.proposed.push(Proposed { group: self.id, index, term, ids: batch.ids });
+            } else {
+                // This replica is being removed from the group it still leads.
+                let refuse = |id| (id, ProposeError::NotLeader { leader: None });
+                turn.out.refused.extend(self.proposals.not_sent().into_iter().map(refuse));
+            }
+        }
+    }
+
+    /// Answers reads, or asks the others whether this replica's leader still leads.
+    fn issue_reads(&mut self, turn: &mut Turn) {
+        if !self.reads.waiting() {
+            return;
+        }
+        if self.leads() && self.alone() {
+            if self.node.raft.commit_to_current_term() {
+                let ids = self.reads.take_all();
+                self.answer(ids, Ok(Index(self.node.raft.raft_log.committed)), turn);
+            }
+        } else if self.node.raft.leader_id != raft::INVALID_ID
+            && (!self.leads() || self.node.raft.commit_to_current_term())
+        {
+            let mark = self.reads.issue(turn.now.monotonic_ms);
+            self.node.read_index(mark);
+        }
+    }
+
+    fn answer(&self, ids: Vec<ReadId>, index: Result<Index, ReadError>, turn: &mut Turn) {
+        if !ids.is_empty() {
+            turn.out.reads.push(ReadReady { group: self.id, ids, index });
+        }
+    }
+
+    /// One round with the engine: what it wants written, sent and applied.
+    fn take_ready(&mut self, turn: &mut Turn) {
+        let mut ready = self.node.ready();
+        let number = ready.number();
+        let mut now = ready.take_messages();
+        let mut after_sync = ready.take_persisted_messages();
+        let entries = ready.take_entries();
+        let committed = ready.take_committed_entries();
+        let read_points = ready.take_read_states();
+        let must_sync = ready.must_sync();
+        if let Some(changed) = ready.hs() {
+            self.hard_state = Some(start::from_engine(changed));
+        }
+        self.node.mut_store().append(&entries);
+        self.node.advance_append_async(ready);
+        if self.node.raft.term > self.durable_term {
+            // The only voter leads before its vote for itself is on disk. Were it to send entries of that
+            // term and then crash, it could lead the same term again with other entries.
+            after_sync.append(&mut now);
+        }
+        self.send(now, turn);
+        self.write(number, must_sync, &entries, after_sync, turn);
+        self.deliver(&committed, turn);
+        for point in read_points {
+            let ids = self.reads.confirm(&point.request_ctx);
+            self.answer(ids, Ok(Index(point.index)), turn);
+        }
+    }
+
+    /// Hands what must be synced to the log thread, and keeps back what may be sent only then.
+    fn write(
+        &mut self,
+        ready: u64,
+        must_sync: bool,
+        entries: &[eraftpb::Entry],
+        messages: Vec<eraftpb::Message>,
+        turn: &mut Turn,
+    ) {
+        if must_sync {
+            *turn.last_write += 1;
+            let number = *turn.last_write;
+            turn.out.log.push(LogWrite {
+                group: self.id,
+                number,
+                entries: entries.iter().map(from_engine).collect(),
+                hard_state: self.hard_state.take(),
+                ..LogWrite::default()
+            });
+            let batches = std::mem::take(&mut self.batches_unwritten);
+            let term = self.node.raft.term;
+            self.writes.push_back(Write { number, covers: ready, term, batches, messages });
+        } else if let Some(last) = self.writes.back_mut() {
+            last.covers = ready;
+            last.messages.extend(messages);
+        } else {
+            self.send(messages, turn);
+            self.node.on_persist_ready(ready);
+        }
+    }
+
+    fn send(&self, messages: Vec<eraftpb::Message>, turn: &mut Turn) {
+        for message in messages {
+            let to = ReplicaId(message.to);
+            // A replica whose node is unknown will make itself known: it asks for votes, or its node is in
+            // the catalog.
+            if let Some(&to) = self.nodes.get(&to)
+                && let Some(message) = from_engine_message(message)
+            {
+                turn.out.messages.push(PeerOut { to, group: self.id, message });
+            }
+        }
+    }
+
+    /// Hands committed entries to the apply worker.
+    fn deliver(&mut self, committed: &[eraftpb::Entry], turn: &mut Turn) {
+        let Some(last) = committed.last() else { return };
+        for entry in committed {
+            let lost = self.proposals.commit(Index(entry.index), Term(entry.term));
+            turn.out.refused.extend(lost.into_iter().map(|id| (id, ProposeError::Lost)));
+            if entry.get_entry_type() == EntryType::EntryConfChangeV2
+                && self.change_membership(Index(entry.index), &entry.data)
+            {
+                *turn.last_write += 1;
+                turn.out.log.push(LogWrite {
+                    group: self.id,
+                    number: *turn.last_write,
+                    membership: Some(self.membership.clone()),
+                    ..LogWrite::default()
+                });
+            }
+        }
+        self.delivered = Index(last.index);
+        turn.out
+            .apply
+            .push(ApplyJob { group: self.id, entries: committed.iter().map(from_engine).collect() });
+    }
+
+    /// Puts a committed change of membership into force; false if it is in force already, or against the
+    /// rules, which it then is on every replica.
+    fn change_membership(&mut self, index: Index, data: &[u8]) -> bool {
+        if index <= self.membership.0 {
+            return false;
+        }
+        let change = membership::read_change(data).unwrap_or_else(|reason| panic!("entry {index}: {reason}"));
+        let Ok(state) = self.node.apply_conf_change(&change) else { return false };
+        self.membership = (index, membership::from_engine(&state));
+        self.set_election_timeout();
+        true
+    }
+
+    /// Frees what nobody needs in memory. Who has no followers needs none of what is applied.
+    fn evict(&mut self, config: &ShardConfig) {
+        let done = self.applied.0.min(self.node.raft.raft_log.persisted);
+        let bytes_max = if self.has_peers() { config.cache_bytes_max } else { 0 };
+        self.node.mut_store().evict(Index(done), bytes_max);
+    }
+
+    /// Asks for entries that the engine wants to send but that are no longer in memory; once for each first
+    /// index.
+    fn ask_for_entries(&mut self, turn: &mut Turn) {
+        for wish in self.node.mut_store().take_wishes() {
+            let twins = self.wishes.iter().filter(|other| other.from == wish.from).count();
+            if twins == 0 {
+                let (group, from, to) = (self.id, wish.from, wish.to);
+                turn.out.load.push(LogLoad { group, from, to, bytes_max: turn.config.append_bytes_max });
+            }
+            // The engine asks again at every heartbeat; one wish for each replica is all it needs.
+            if twins < self.node.raft.prs().iter().len() {
+                self.wishes.push(wish);
+            }
+        }
+    }
+
+    fn announce(&mut self, turn: &mut Turn) {
+        let standing = self.standing();
+        if self.announced != Some(standing) {
+            self.announced = Some(standing);
+            turn.out.roles.push(standing);
+        }
+    }
+
+    /// Gives the engine our own election timeout in place of the one it drew by chance; after every call that
+    /// can make it draw. Depends on nothing but the seed, the replica, and its history.
+    fn set_election_timeout(&mut self) {
+        let transition = (self.node.raft.term, self.node.raft.state);
+        if self.transition != transition {
+            self.transition = transition;
+            self.transitions += 1;
+        }
+        let drawn = mix(mix(self.election_seed, self.node.raft.term), self.transitions);
+        let ticks = self.election_ticks + (drawn % self.election_ticks as u64) as usize;
+        self.node.raft.set_randomized_election_timeout(ticks);
+    }
+
+    /// Ends the group: commands that are certainly not done, and those that perhaps are.
+    pub(super) fn give_up(&mut self) -> (Vec<ProposalId>, Vec<ProposalId>) {
+        (self.proposals.give_up_gathered(), self.proposals.give_up_in_flight(None))
+    }
+
+    /// Ends the group: reads that will not be answered.
+    pub(super) fn give_up_reads(&mut self) -> Vec<ReadId> {
+        self.reads.take_all()
+    }
+
+    // How it stands.
+
+    fn leads(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    /// Whether this replica is the only voter.
+    fn alone(&self) -> bool {
+        self.node.raft.prs().is_singleton() && self.node.raft.promotable()
+    }
+
+    fn has_peers(&self) -> bool {
+        self.node.raft.prs().iter().len() > 1
+    }
+
+    fn leader_node(&self) -> Option<NodeId> {
+        match self.node.raft.leader_id {
+            raft::INVALID_ID => None,
+            own if own == self.replica.0 => Some(self.own_node),
+            other => self.nodes.get(&ReplicaId(other)).copied(),
+        }
+    }
+
+    fn standing(&self) -> RoleChange {
+        let role = match self.node.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if self.node.raft.promotable() => Role::Follower,
+            StateRole::Follower => Role::Learner,
+        };
+        RoleChange {
+            group: self.id,
+            term: Term(self.node.raft.term),
+            role,
+            leader: self.leader_node(),
+            sole_voter: self.alone(),
+        }
+    }
+
+    /// Whether the group waits for time to pass. The only voter does not, once it leads, unless something is
+    /// stuck.
+    pub(super) fn needs_ticks(&self) -> bool {
+        !self.alone()
+            || !self.leads()
+            || self.has_peers()
+            || self.proposals.in_doubt()
+            || !self.reads.is_empty()
+    }
+
+    /// What the group holds of commands that are not applied yet.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.proposals.held_bytes()
+    }
+
+    /// How many reads wait for a read point.
+    pub(super) fn reads_waiting(&self) -> usize {
+        self.reads.len()
+    }
+
+    /// The last index reported as applied.
+    pub(super) fn applied(&self) -> Index {
+        self.applied
+    }
+
+    /// What the log's clock shows, if this replica leads.
+    pub(super) fn log_time(&self, now: Now) -> Option<LogTime> {
+        (self.leads() && self.clock.term().0 == self.node.raft.term).then(|| self.clock.read(now))
+    }
+
+    /// Everything about the group.
+    pub(super) fn status(&self) -> GroupStatus {
+        let log = &self.node.raft.raft_log;
+        GroupStatus {
+            replica: self.replica,
+            standing: self.standing(),
+            serving: self.leads() && self.node.raft.commit_to_current_term(),
+            start: log.store.start(),
+            last: Index(log.last_index()),
+            committed: Index(log.committed),
+            applied: self.applied,
+            membership: self.membership.1.clone(),
+            held_bytes: self.held_bytes(),
+            cache_bytes: log.store.bytes(),
+            awake: self.awake,
+        }
+    }
+}
+
+/// A number that looks like chance and depends on both (the finalizer of Steele, Lea, Flood: "Fast splittable
+/// pseudorandom number generators", 2014).
+fn mix(a: u64, b: u64) -> u64 {
+    let mut z = a.wrapping_add(b.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,108 @@
+//! What goes into a shard.
+
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId};
+use crate::machine::batch::Operation;
+use crate::raft::message::PeerMessage;
+use crate::storage::entry::{Entry, GroupLog};
+
+/// A proposal, as the node calls it: unique in the process, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProposalId(pub u64);
+
+/// A read that waits for its read point, as the node calls it: unique in the process, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// Something that happened, for the shard to act on.
+#[derive(Debug)]
+pub enum Input {
+    /// Take up a group from what the log and the state hold of it. A group that cannot go on is quarantined.
+    Open(Box<GroupStart>),
+    /// Let go of a group; its log stays. Open it again only when its writes and apply jobs have been
+    /// reported.
+    Close(GroupId),
+    /// Let go of a group for ever and drop its log.
+    Forget(GroupId),
+    /// Put an operation into the group's next batch.
+    Propose {
+        /// The group.
+        group: GroupId,
+        /// What `proposed` or `refused` will call it.
+        id: ProposalId,
+        /// The operation.
+        operation: Operation,
+        /// Its size, for the limits on batches and on what is held.
+        bytes: usize,
+    },
+    /// The log thread has synced this group's writes up to this number.
+    Persisted {
+        /// The group.
+        group: GroupId,
+        /// `LogWrite::number`.
+        number: u64,
+    },
+    /// The apply worker has applied everything up to this index.
+    Applied {
+        /// The group.
+        group: GroupId,
+        /// The index.
+        index: Index,
+    },
+    /// The state holds everything up to this index for good: the log may be cut there. The shard keeps what
+    /// others need.
+    Truncate {
+        /// The group.
+        group: GroupId,
+        /// The last index no longer needed here.
+        to: Index,
+    },
+    /// From which index on may a linearizable read that arrived now be served?
+    Read {
+        /// The group.
+        group: GroupId,
+        /// What `reads` will call it.
+        id: ReadId,
+    },
+    /// What another node's replica has to say.
+    Message {
+        /// The node it came from.
+        from: NodeId,
+        /// The group.
+        group: GroupId,
+        /// The message.
+        message: PeerMessage,
+    },
+    /// Entries that the shard asked for in `Output::load`. None: the log no longer has them.
+    Loaded {
+        /// The group.
+        group: GroupId,
+        /// The first index asked for.
+        from: Index,
+        /// The entries from there on, without gaps; at least one unless the log was cut meanwhile.
+        entries: Vec<Entry>,
+    },
+    /// Stand for election now, without waiting for a timeout.
+    Campaign {
+        /// The group.
+        group: GroupId,
+    },
+    /// `tick_ms` have passed.
+    Tick,
+}
+
+/// A group as the node finds it when it starts, or makes it.
+#[derive(Clone, Debug)]
+pub struct GroupStart {
+    /// The group.
+    pub group: GroupId,
+    /// This node's replica. Not 0.
+    pub replica: ReplicaId,
+    /// What the log holds. A new group has nothing but its first membership, at index 0.
+    pub log: GroupLog,
+    /// Up to where the state has applied the log. What comes after is handed out to be applied again.
+    pub applied: Index,
+    /// The stamp of the last applied batch.
+    pub time_floor: LogTime,
+    /// On which nodes the other replicas live. More are learned from their messages.
+    pub nodes: Vec<(ReplicaId, NodeId)>,
+}

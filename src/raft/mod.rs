@@ -1,0 +1,51 @@
+//! Order: which inputs a group applies, and in which sequence.
+//!
+//! A [`Shard`] owns many Raft groups and is stepped: inputs go in, an [`Output`] comes out, and nothing
+//! happens in between. Here is no task, clock, chance, disk or socket: the same configuration and the same
+//! inputs give the same outputs, so that whole clusters run from a seed (see `simulation`).
+//!
+//! # What the caller owes the shard
+//! 1. Hand over what arrived since the last call, together: what comes in one call shares batches and writes.
+//! 2. Give `log` to the log thread, in order; say [`Input::Persisted`] only when a write is synced.
+//! 3. Send `messages` at once: those that had to wait for a sync were kept back until now.
+//! 4. Give `apply` to the group's apply worker, in order; say [`Input::Applied`] when an index is applied.
+//! 5. Remember which proposals went into which index (`proposed`), answer them when that index is applied,
+//!    and drop those that come back in `refused`: each proposal is either applied at its index or refused,
+//!    and its fate is told once.
+//! 6. Say [`Input::Tick`] every `tick_ms`. Groups with nothing to wait for cost nothing then.
+//!
+//! # Layout
+//! - [`input`], [`output`]: everything that goes in and comes out
+//! - [`shard`]: many groups, who has something to do, the fence around a broken one
+//! - `group`: one group around the engine's node: what is written, sent, applied, and when
+//! - `proposals`: commands from their arrival to their fate
+//! - `read`: linearizable read points
+//! - `log_cache`: the part of the log that is in memory, as the engine reads it
+//! - `log_clock`: the stamps of batches
+//! - [`message`]: what replicas tell each other
+//! - `membership`: who is in a group, and how that changes
+//! - `start`: whether the log and the state found at a start fit together
+//!
+//! The engine is the `raft` crate 0.7; only the files of this folder name it.
+
+pub mod input;
+pub mod message;
+pub mod output;
+pub mod shard;
+
+mod group;
+mod log_cache;
+mod log_clock;
+mod membership;
+mod proposals;
+mod read;
+mod start;
+#[cfg(test)]
+mod tests;
+
+pub use input::{GroupStart, Input, ProposalId, ReadId};
+pub use message::PeerMessage;
+pub use output::{
+    ApplyJob, GroupStatus, Output, PeerOut, ProposeError, Proposed, ReadError, ReadReady, Role, RoleChange,
+};
+pub use shard::{Shard, ShardConfig};
