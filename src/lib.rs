@@ -4,6 +4,8 @@ pub mod catalog;
 pub mod error;
 pub mod id;
 pub mod machine;
+pub mod node;
 pub mod raft;
 pub mod storage;
 pub mod time;
+pub mod wasm;

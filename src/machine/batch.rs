@@ -94,6 +94,15 @@ impl Operation {
         Operation { act: Some(Act::Command(payload)) }
     }
 
+    /// Its size in the log, in bytes.
+    pub fn size(&self) -> usize {
+        // Commands are nearly all there is, and their size is known without walking the message.
+        match &self.act {
+            Some(Act::Command(payload)) => payload.len() + 16,
+            _ => self.encoded_len(),
+        }
+    }
+
     /// The machine's first input.
     pub fn create(module: Digest, configuration: Bytes) -> Operation {
         Operation { act: Some(Act::Create(Create { module: module.0.to_vec(), configuration })) }

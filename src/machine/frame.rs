@@ -256,8 +256,9 @@ impl Frame {
         Ok(())
     }
 
-    /// Deletes the keys from `start` up to, not including, `end`. Each key found counts as a delete of its own.
-    pub fn delete_span(&mut self, start: &[u8], end: Option<&[u8]>) -> Result<(), CallError> {
+    /// Deletes the keys from `start` up to, not including, `end`, and says how many there were. Each key found counts as a
+    /// delete of its own.
+    pub fn delete_span(&mut self, start: &[u8], end: Option<&[u8]>) -> Result<u64, CallError> {
         self.check_may_write("store.delete-span")?;
         check_bounds(start, end)?;
         let room = WRITE_BYTES_MAX - self.usage.write_bytes;
@@ -269,10 +270,11 @@ impl Frame {
             if bytes > room { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         self.charge_write(bytes)?;
+        let count = keys.len() as u64;
         for key in keys {
             self.overlay.put(Table::Store, key, None);
         }
-        Ok(())
+        Ok(count)
     }
 
     /// The pairs of a span, in key order or from its last key back: at most `limit` (0: no limit), and none after the

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::apply::{self, Applied, Settled, Stop};
 use super::batch::{Act, Batch, Head};
 use super::frame::Frame;
-use super::guest::{Ending, Guest, Instance};
+use super::guest::{Ending, Guest, Instance, QueryView};
 use super::outcome::HostCode;
 use super::view::{MemoryView, Table, View};
 use crate::error::Fault;
@@ -52,6 +52,8 @@ pub enum Halt {
     },
     /// The guest cannot restore what it saved.
     CannotRestore(String),
+    /// The guest cannot save its state.
+    CannotSave(String),
 }
 
 impl From<Fault> for Halt {
@@ -191,6 +193,108 @@ impl Resident {
                 self.settle(Index(verdict.index), verdict.offset, HostCode::Exhausted);
             }
         }
+    }
+}
+
+/// A second instance, fed the same inputs as the one that applies: queries and saves run in it, because they can change
+/// its memory and its fuel, and are not replicated.
+pub struct Reader {
+    resident: Resident,
+    at: Option<At>,
+}
+
+/// Where a reader stands.
+struct At {
+    instance: Box<dyn Instance>,
+    head: Head,
+    rows: MemoryView,
+}
+
+impl Reader {
+    /// A reader whose instance is made when first needed.
+    pub fn new(guest: Box<dyn Guest>) -> Reader {
+        Reader { resident: Resident::new(guest), at: None }
+    }
+
+    /// Answers a query from the state after `up_to`. `time_ms` is what the guest takes for now.
+    pub fn query(
+        &mut self,
+        history: &dyn History,
+        up_to: Index,
+        time_ms: u64,
+        request: &[u8],
+    ) -> Result<(Head, Ending), Halt> {
+        let mut at = self.catch_up(history, up_to)?;
+        let seen = QueryView {
+            index: at.head.index.0,
+            time: time_ms.max(at.head.time.0),
+            revision: at.head.revision.0,
+        };
+        let view = Arc::new(std::mem::take(&mut at.rows));
+        let (frame, ending) = at.instance.query(Frame::for_query(view.clone(), seen), seen, request);
+        drop(frame);
+        let head = at.head;
+        if matches!(ending, Ending::Answer(_) | Ending::Refused(_))
+            && let Some(rows) = Arc::into_inner(view)
+        {
+            self.at = Some(At { rows, ..at });
+        }
+        Ok((head, ending))
+    }
+
+    /// Has the guest write its state as of `up_to` to `sink`. `sink_of` makes it from the head and the host's rows.
+    pub fn save(
+        &mut self,
+        history: &dyn History,
+        up_to: Index,
+        sink_of: impl FnOnce(&Head, &MemoryView) -> Result<Box<dyn std::io::Write + Send>, Fault>,
+    ) -> Result<Head, Halt> {
+        let mut at = self.catch_up(history, up_to)?;
+        let sink = sink_of(&at.head, &at.rows)?;
+        let view = Arc::new(std::mem::take(&mut at.rows));
+        let (mut frame, ending) = at.instance.save(Frame::for_save(view.clone(), sink));
+        frame.finish_save()?;
+        drop(frame);
+        let head = at.head;
+        match ending {
+            Ending::Answer(_) => {}
+            Ending::Fault(fault) => return Err(Halt::Fault(fault)),
+            Ending::Refused(refusal) => return Err(Halt::CannotSave(refusal.message)),
+            Ending::Trapped(why) | Ending::Exhausted(why) => return Err(Halt::CannotSave(why)),
+        }
+        if let Some(rows) = Arc::into_inner(view) {
+            self.at = Some(At { rows, ..at });
+        }
+        Ok(head)
+    }
+
+    /// Brings the instance to `up_to`, making it anew if it died or stands too far on or back.
+    fn catch_up(&mut self, history: &dyn History, up_to: Index) -> Result<At, Halt> {
+        if let Some(at) = self.at.take().filter(|at| at.head.index <= up_to)
+            && let Some(at) = self.feed(at, history, up_to)?
+        {
+            return Ok(at);
+        }
+        let (instance, head, rows) = self.resident.rebuild(history, up_to)?;
+        Ok(At { instance, head, rows })
+    }
+
+    /// `None`: the instance died, or the log no longer reaches back to where it stood.
+    fn feed(&mut self, mut at: At, history: &dyn History, up_to: Index) -> Result<Option<At>, Halt> {
+        let Ok(batches) = history.batches(at.head.index, up_to) else { return Ok(None) };
+        self.resident.obey_verdicts(&batches);
+        for (index, batch) in &batches {
+            let none = Settled::new();
+            let settled = self.resident.settled.get(index).unwrap_or(&none);
+            let view = Arc::new(std::mem::take(&mut at.rows));
+            let result =
+                apply::resident(&at.head, *index, batch, view.clone(), at.instance.as_mut(), settled);
+            let (Ok(applied), Some(rows)) = (result, Arc::into_inner(view)) else { return Ok(None) };
+            at.rows = rows;
+            at.head = applied.head;
+            keep_host_rows(&mut at.rows, applied);
+        }
+        Ok(Some(at))
     }
 }
 

@@ -1,0 +1,240 @@
+//! Applies a machine's committed entries: the heart, the state write, the view, the answers, in this order.
+//!
+//! Promises: outcomes are told only after the state that holds them is published; a machine that cannot go on halts and
+//! says why, and never goes past an entry it did not apply.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::history::LogHistory;
+use super::lane::{Lane, Placed, Published};
+use super::order::{Order, Waiter};
+use super::request;
+use super::stage::Stage;
+use crate::error::{Error, Fault};
+use crate::id::{GroupId, Index};
+use crate::machine::apply::{self, Applied, Note};
+use crate::machine::batch::{Act, Batch, Head, Operation, Verdict};
+use crate::machine::frame::LogLevel;
+use crate::machine::guest::Guest;
+use crate::machine::outcome::HostCode;
+use crate::machine::overlay::Write;
+use crate::machine::resident::{Halt, Resident};
+use crate::machine::view::View;
+use crate::storage::entry::{Entry, EntryKind};
+
+/// Called with what each batch wrote, before anybody is told of its outcomes.
+pub type OnWrites = Box<dyn Fn(&[Write]) -> Result<(), Fault> + Send>;
+
+/// How a machine's inputs are run.
+pub enum Behavior {
+    /// A fresh instance for every batch.
+    Stored(Box<dyn Guest>),
+    /// One instance that lives on.
+    Resident(Resident),
+}
+
+/// Applies one machine's entries.
+pub struct Applier {
+    group: GroupId,
+    head: Head,
+    view: Arc<dyn View>,
+    behavior: Behavior,
+    on_writes: Option<OnWrites>,
+    /// Entries that wait for a verdict on an input of the first of them.
+    stalled: VecDeque<Placed>,
+}
+
+/// Why an entry was not applied.
+enum Obstacle {
+    NeedsVerdict(u32),
+    Halt(String),
+}
+
+impl From<Fault> for Obstacle {
+    fn from(fault: Fault) -> Obstacle {
+        Obstacle::Halt(fault.to_string())
+    }
+}
+
+impl Applier {
+    /// A machine that stands at `head`, with `view` as its current tables.
+    pub fn new(
+        group: GroupId,
+        head: Head,
+        view: Arc<dyn View>,
+        behavior: Behavior,
+        on_writes: Option<OnWrites>,
+    ) -> Applier {
+        Applier { group, head, view, behavior, on_writes, stalled: VecDeque::new() }
+    }
+
+    /// Where the machine stands.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Makes the next batch's instance ready.
+    pub fn prepare(&mut self) {
+        if let Behavior::Stored(guest) = &mut self.behavior {
+            guest.prepare();
+        }
+    }
+
+    /// A snapshot covers everything up to `index`.
+    pub fn forget_settled(&mut self, index: Index) {
+        if let Behavior::Resident(resident) = &mut self.behavior {
+            resident.forget_settled(index);
+        }
+    }
+
+    /// Applies the next entry, and those that waited for it.
+    pub fn take(&mut self, lane: &Lane, placed: Placed, stage: &Stage) {
+        if !self.stalled.is_empty() {
+            self.obey_verdicts(&placed.entry);
+        }
+        self.stalled.push_back(placed);
+        while let Some(placed) = self.stalled.pop_front() {
+            if let Some(why) = lane.halted() {
+                refuse(
+                    placed.waiters,
+                    &Error::FailedPrecondition(format!("the machine is halted here: {why}")),
+                );
+                continue;
+            }
+            match self.apply(lane, &placed.entry, stage) {
+                Ok(Some(applied)) => answer(placed.waiters, &applied),
+                Ok(None) => refuse(placed.waiters, &Error::Unavailable("the entry held no batch".into())),
+                Err(Obstacle::NeedsVerdict(offset)) => {
+                    self.ask_for_verdict(lane, placed.entry.index, offset, stage);
+                    self.stalled.push_front(placed);
+                    return;
+                }
+                Err(Obstacle::Halt(why)) => {
+                    tracing::error!(group = %self.group, index = %placed.entry.index, why, "the machine halts here");
+                    lane.halt(&why);
+                    if let Some(fault) = stage.state.failure() {
+                        stage.fail(fault);
+                    }
+                    refuse(
+                        placed.waiters,
+                        &Error::Unknown(format!("the machine halted at this command: {why}")),
+                    );
+                }
+            }
+        }
+    }
+
+    /// `None`: the entry carries no batch and only moves the index.
+    fn apply(&mut self, lane: &Lane, entry: &Entry, stage: &Stage) -> Result<Option<Applied>, Obstacle> {
+        if entry.kind != EntryKind::Batch || entry.data.is_empty() {
+            self.head.index = entry.index;
+            stage.state.write(self.group, no_rows(), &self.head)?;
+            self.publish(lane, entry, stage);
+            return Ok(None);
+        }
+        let begun_ns = stage.clock.elapsed_ns();
+        let batch = Batch::read(entry.data.clone())?;
+        let applied = self.run(entry.index, &batch, stage)?;
+        let rows = applied.writes.iter().map(|w| (w.table, &w.key, w.value.as_ref()));
+        stage.state.write(self.group, rows, &applied.head)?;
+        self.head = applied.head;
+        if let Some(on_writes) = &self.on_writes {
+            on_writes(&applied.writes)?;
+        }
+        self.tell(entry.index, &applied.notes);
+        self.publish(lane, entry, stage);
+        stage.note_written(entry.data.len() as u64);
+        stage.metrics.batch_applied(batch.operations.len(), stage.clock.elapsed_ns() - begun_ns);
+        Ok(Some(applied))
+    }
+
+    fn run(&mut self, index: Index, batch: &Batch, stage: &Stage) -> Result<Applied, Obstacle> {
+        let view = self.view.clone();
+        match &mut self.behavior {
+            Behavior::Stored(guest) => Ok(apply::stored(&self.head, index, batch, view, guest.as_mut())?),
+            Behavior::Resident(resident) => {
+                let history = LogHistory::of(stage, self.group);
+                resident.apply(&self.head, index, batch, view, &history).map_err(|halt| match halt {
+                    Halt::Fault(fault) => fault.into(),
+                    Halt::NeedsVerdict { offset } => Obstacle::NeedsVerdict(offset),
+                    Halt::CannotRestore(why) | Halt::CannotSave(why) => {
+                        Obstacle::Halt(format!("its instance cannot be made again: {why}"))
+                    }
+                })
+            }
+        }
+    }
+
+    fn publish(&self, lane: &Lane, entry: &Entry, stage: &Stage) {
+        let published = Published {
+            head: self.head,
+            view: stage.state.snapshot_view(self.group),
+            at_ms: stage.clock.now().monotonic_ms,
+        };
+        lane.publish(published, entry.term);
+    }
+
+    /// The leader's own experience becomes the verdict that all replicas obey.
+    fn ask_for_verdict(&self, lane: &Lane, index: Index, offset: u32, stage: &Stage) {
+        tracing::warn!(group = %self.group, %index, offset, "an input ran out of budget and waits for a verdict");
+        if lane.role().is_some_and(|role| role.role == crate::raft::Role::Leader) {
+            let verdict = Verdict { index: index.0, offset, exhausted: true };
+            let operation = Operation { act: Some(Act::Verdict(verdict)) };
+            stage.orders.send(Order::Propose { group: self.group, operation, waiter: None });
+        }
+    }
+
+    fn obey_verdicts(&mut self, entry: &Entry) {
+        let Behavior::Resident(resident) = &mut self.behavior else { return };
+        // An entry that does not decode halts the machine when its own turn comes.
+        let Ok(batch) = Batch::read(entry.data.clone()) else { return };
+        for act in batch.operations.into_iter().filter_map(|operation| operation.act) {
+            if let Act::Verdict(Verdict { index, offset, exhausted: true }) = act {
+                resident.settle(Index(index), offset, HostCode::Exhausted);
+            }
+        }
+    }
+
+    fn tell(&self, index: Index, notes: &[Note]) {
+        let group = self.group;
+        for note in notes {
+            match note {
+                Note::Ended(offset, why) => {
+                    tracing::warn!(%group, %index, offset, why, "the host ended an input");
+                }
+                Note::Line(offset, line) => match line.level {
+                    LogLevel::Debug => tracing::debug!(%group, %index, offset, "{}", line.message),
+                    LogLevel::Info => tracing::info!(%group, %index, offset, "{}", line.message),
+                    LogLevel::Warn => tracing::warn!(%group, %index, offset, "{}", line.message),
+                    LogLevel::Error => tracing::error!(%group, %index, offset, "{}", line.message),
+                },
+            }
+        }
+    }
+}
+
+/// No rows, of the type that a state write takes.
+fn no_rows() -> impl Iterator<Item = (crate::machine::view::Table, &'static [u8], Option<&'static [u8]>)> {
+    std::iter::empty()
+}
+
+fn answer(waiters: Vec<Option<Waiter>>, applied: &Applied) {
+    for (offset, waiter) in waiters.into_iter().enumerate() {
+        let Some(waiter) = waiter else { continue };
+        let told = request::Applied {
+            index: applied.head.index,
+            revision: applied.revisions[offset],
+            outcome: applied.outcomes[offset].clone(),
+        };
+        // A client that went away needs no answer.
+        let _ = waiter.send(Ok(told));
+    }
+}
+
+fn refuse(waiters: Vec<Option<Waiter>>, why: &Error) {
+    for waiter in waiters.into_iter().flatten() {
+        // A client that went away needs no answer.
+        let _ = waiter.send(Err(why.clone()));
+    }
+}

@@ -1,0 +1,127 @@
+//! What a node is told when it is opened.
+
+use std::path::PathBuf;
+
+use crate::storage::state::StateSizes;
+use crate::wasm::compile::CompileLimits;
+use crate::wasm::{Budget, Compiler, EngineSettings, GuestSettings};
+
+/// How a module is compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompileIn {
+    /// A process of its own, with limits on memory and time: `program` is the `statehouse` binary, or a program that hands
+    /// the subcommand `compile-module` to `statehouse::wasm::compile::child`.
+    Process(PathBuf),
+    /// This process, without limits: for programs that embed a node and run only modules they trust.
+    ThisProcess,
+}
+
+/// Limits on what clients send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a module.
+    pub module_bytes_max: u64,
+    /// Bytes of a command.
+    pub command_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { module_bytes_max: 64 << 20, command_bytes_max: 2 << 20 }
+    }
+}
+
+/// What a node is told when it is opened.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where everything is kept. Made if it is not there.
+    pub data_dir: PathBuf,
+    /// The node's name; a data directory belongs to one name for ever.
+    pub name: String,
+    /// Begin a new cluster if the data directory is empty.
+    pub bootstrap: bool,
+    /// How modules are compiled.
+    pub compile_in: CompileIn,
+    /// Limits on what clients send.
+    pub limits: Limits,
+    /// Threads that apply batches.
+    pub apply_workers: usize,
+    /// Flush the state after this many bytes of applied commands: bounds what a restart replays.
+    pub flush_bytes: u64,
+    /// Flush the state after this long, if anything was written.
+    pub flush_interval_ms: u64,
+    /// Have a resident machine saved after this many entries.
+    pub resident_snapshot_entries: u64,
+    /// How long a read waits for an index to be applied.
+    pub read_wait_ms: u64,
+    /// Fuel of one input: about one unit for each instruction of the guest.
+    pub input_fuel: u64,
+    /// Fuel of one query.
+    pub query_fuel: u64,
+    /// Memory of one instance. Part of the engine's fingerprint: the same on all nodes.
+    pub memory_bytes_max: usize,
+    /// Memory of the process that compiles a module.
+    pub compile_memory_bytes_max: u64,
+    /// Processor time of the process that compiles a module.
+    pub compile_seconds_max: u64,
+}
+
+/// Fuel of a query's first try, which runs on the thread that serves the network: about a millisecond.
+const SHORT_QUERY_FUEL: u64 = 1_000_000;
+
+impl NodeConfig {
+    /// A node called `name` in `data_dir`, with the defaults for all else.
+    pub fn new(data_dir: impl Into<PathBuf>, name: impl Into<String>) -> NodeConfig {
+        let compile = CompileLimits::default();
+        NodeConfig {
+            data_dir: data_dir.into(),
+            name: name.into(),
+            bootstrap: false,
+            compile_in: CompileIn::ThisProcess,
+            limits: Limits::default(),
+            apply_workers: 4,
+            flush_bytes: 32 << 20,
+            flush_interval_ms: 60_000,
+            resident_snapshot_entries: 10_000,
+            read_wait_ms: 10_000,
+            input_fuel: GuestSettings::default().input_fuel,
+            query_fuel: 5_000_000_000,
+            memory_bytes_max: EngineSettings::default().memory_bytes_max,
+            compile_memory_bytes_max: compile.memory_bytes_max,
+            compile_seconds_max: compile.seconds_max,
+        }
+    }
+
+    pub(super) fn state_sizes(&self) -> StateSizes {
+        StateSizes::default()
+    }
+
+    pub(super) fn engine_settings(&self) -> EngineSettings {
+        EngineSettings { memory_bytes_max: self.memory_bytes_max, ..EngineSettings::default() }
+    }
+
+    pub(super) fn guest_settings(&self) -> GuestSettings {
+        GuestSettings { input_fuel: self.input_fuel }
+    }
+
+    pub(super) fn compiler(&self) -> Compiler {
+        match &self.compile_in {
+            CompileIn::ThisProcess => Compiler::InProcess,
+            CompileIn::Process(program) => Compiler::Process {
+                program: program.clone(),
+                limits: CompileLimits {
+                    memory_bytes_max: self.compile_memory_bytes_max,
+                    seconds_max: self.compile_seconds_max,
+                },
+            },
+        }
+    }
+
+    pub(super) fn short_query_budget(&self) -> Budget {
+        Budget { fuel: self.query_fuel.min(SHORT_QUERY_FUEL) }
+    }
+
+    pub(super) fn query_budget(&self) -> Budget {
+        Budget { fuel: self.query_fuel }
+    }
+}

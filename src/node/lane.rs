@@ -1,0 +1,159 @@
+//! A machine's place on this node: its queue of committed entries, the one worker that applies them, and the view that
+//! queries read.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::applier::Applier;
+use super::order::Waiter;
+use super::stage::Stage;
+use crate::error::Error;
+use crate::id::{GroupId, Index, Term};
+use crate::machine::batch::Head;
+use crate::machine::view::View;
+use crate::raft::{Role, RoleChange};
+use crate::storage::entry::Entry;
+
+/// A committed entry with those who wait for its outcomes, by operation.
+pub struct Placed {
+    /// The entry.
+    pub entry: Entry,
+    /// One for each operation; none if nobody here waits.
+    pub waiters: Vec<Option<Waiter>>,
+}
+
+/// Committed entries to apply, in order.
+pub struct Job {
+    /// The entries.
+    pub entries: Vec<Placed>,
+}
+
+/// The state after an applied batch, for queries.
+pub struct Published {
+    /// Where the machine stood.
+    pub head: Head,
+    /// Its tables then, for ever.
+    pub view: Arc<dyn View>,
+    /// The node's monotonic clock when it was applied.
+    pub at_ms: u64,
+}
+
+/// A machine's place on this node.
+pub struct Lane {
+    /// The group that orders the machine's inputs.
+    pub group: GroupId,
+    queue: Mutex<VecDeque<Job>>,
+    /// Whether a worker has the lane, or will.
+    taken: AtomicBool,
+    applier: Mutex<Applier>,
+    published: ArcSwap<Published>,
+    applied: watch::Sender<Index>,
+    role: ArcSwap<Option<RoleChange>>,
+    /// The highest term of which an entry was applied.
+    applied_term: AtomicU64,
+    halted: ArcSwap<Option<String>>,
+}
+
+impl Lane {
+    /// A lane whose machine stands where `published` says.
+    pub fn new(group: GroupId, applier: Applier, published: Published) -> Lane {
+        let applied = watch::Sender::new(published.head.index);
+        Lane {
+            group,
+            queue: Mutex::default(),
+            taken: AtomicBool::new(false),
+            applier: Mutex::new(applier),
+            published: ArcSwap::from_pointee(published),
+            applied,
+            role: ArcSwap::from_pointee(None),
+            applied_term: AtomicU64::new(0),
+            halted: ArcSwap::from_pointee(None),
+        }
+    }
+
+    /// Queues a job. True: no worker has the lane, so it must be given to one.
+    pub(super) fn push(&self, job: Job) -> bool {
+        self.queue.lock().push_back(job);
+        !self.taken.swap(true, Ordering::AcqRel)
+    }
+
+    /// Applies what is queued. True: more has come meanwhile, and the lane must go to a worker again.
+    pub(super) fn work(&self, stage: &Stage) -> bool {
+        let mut applier = self.applier.lock();
+        let jobs = std::mem::take(&mut *self.queue.lock());
+        for placed in jobs.into_iter().flat_map(|job| job.entries) {
+            applier.take(self, placed, stage);
+        }
+        stage.applied(self.group, applier.head().index);
+        applier.prepare();
+        drop(applier);
+        self.taken.store(false, Ordering::Release);
+        // Whoever pushed between the last look and the store saw `taken` and left the lane to this worker.
+        !self.queue.lock().is_empty() && !self.taken.swap(true, Ordering::AcqRel)
+    }
+
+    /// The applier, for who is not its worker: snapshots and removal. Waits for the batch at hand.
+    pub(super) fn applier(&self) -> parking_lot::MutexGuard<'_, Applier> {
+        self.applier.lock()
+    }
+
+    /// Makes the state after a batch visible to queries.
+    pub(super) fn publish(&self, published: Published, term: Term) {
+        let index = published.head.index;
+        self.published.store(Arc::new(published));
+        self.applied_term.fetch_max(term.0, Ordering::Release);
+        self.applied.send_replace(index);
+    }
+
+    /// The state that queries read.
+    pub fn published(&self) -> Arc<Published> {
+        self.published.load_full()
+    }
+
+    /// What this replica is in its group.
+    pub fn role(&self) -> Option<RoleChange> {
+        **self.role.load()
+    }
+
+    pub(super) fn set_role(&self, role: RoleChange) {
+        self.role.store(Arc::new(Some(role)));
+    }
+
+    /// Whether the published state holds everything ever acknowledged: this replica leads, nobody else can, and it has
+    /// applied an entry of its own term, hence all before it. Acknowledgements leave after their state is published.
+    pub fn reads_at_once(&self) -> bool {
+        let role = self.role.load();
+        role.as_ref().is_some_and(|role| {
+            role.sole_voter
+                && role.role == Role::Leader
+                && self.applied_term.load(Ordering::Acquire) >= role.term.0
+        })
+    }
+
+    /// Waits until `index` is applied here.
+    pub async fn wait_applied(&self, index: Index) -> Result<(), Error> {
+        if self.published.load().head.index >= index {
+            return Ok(());
+        }
+        let mut applied = self.applied.subscribe();
+        let reached = applied.wait_for(|applied| *applied >= index).await;
+        reached
+            .map(drop)
+            .map_err(|_| Error::Unavailable("the machine was closed on this node: try again".into()))
+    }
+
+    /// Stops serving this machine on this node.
+    pub fn halt(&self, why: &str) {
+        self.halted.store(Arc::new(Some(why.to_owned())));
+    }
+
+    /// Why the machine is not served here, if it is not.
+    pub fn halted(&self) -> Option<String> {
+        self.halted.load().as_ref().clone()
+    }
+}

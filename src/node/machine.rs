@@ -1,0 +1,160 @@
+//! A machine that is open on this node: its lane, and how its queries run.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::history::LogHistory;
+use super::lane::Lane;
+use super::request::{Answered, MachineInfo, ReplicaInfo, World};
+use super::stage::Stage;
+use crate::catalog::MachineRecord;
+use crate::error::Error;
+use crate::id::{Digest, LogTime};
+use crate::machine::batch::Head;
+use crate::machine::frame::Frame;
+use crate::machine::guest::{Ending, QueryView};
+use crate::machine::outcome::Outcome;
+use crate::machine::resident::{Halt, Reader};
+use crate::wasm::{Budget, QueryPool};
+
+/// How queries of a machine run.
+pub enum Queries {
+    /// In parallel, in warm instances, on the published view.
+    Stored(QueryPool),
+    /// One after another, in a second instance that is fed the same inputs.
+    Resident(Mutex<Reader>),
+}
+
+/// A machine that is open on this node, or whose module cannot be run here.
+pub struct Machine {
+    /// What the catalog says of it.
+    pub record: MachineRecord,
+    /// What it runs.
+    pub module: Digest,
+    /// Its world.
+    pub world: World,
+    /// Its parts, or why there are none.
+    pub open: Result<Arc<Parts>, Error>,
+}
+
+/// What an open machine consists of.
+pub struct Parts {
+    /// Its place on this node.
+    pub lane: Arc<Lane>,
+    /// How its queries run.
+    pub queries: Queries,
+}
+
+impl Machine {
+    /// Its parts, unless it cannot serve.
+    pub fn serving(&self) -> Result<&Parts, Error> {
+        let parts = self.open.as_deref().map_err(Clone::clone)?;
+        match parts.lane.halted() {
+            None => Ok(parts),
+            Some(why) => Err(Error::FailedPrecondition(format!(
+                "the machine {:?} is halted on this node: {why}",
+                self.record.name
+            ))),
+        }
+    }
+
+    /// For people and programs that look after it.
+    pub fn info(&self) -> MachineInfo {
+        MachineInfo {
+            name: self.record.name.clone(),
+            group: self.record.group(),
+            module: self.module,
+            world: self.world,
+            created: LogTime(self.record.created_ms),
+            replica: Some(self.replica()),
+        }
+    }
+
+    fn replica(&self) -> ReplicaInfo {
+        let lane = self.open.as_ref().map(|parts| &parts.lane);
+        let head = lane.as_ref().map_or(Head::default(), |lane| lane.published().head);
+        let role = lane.as_ref().ok().and_then(|lane| lane.role());
+        let halted = match &self.open {
+            Ok(parts) => parts.lane.halted(),
+            Err(why) => Some(why.to_string()),
+        };
+        ReplicaInfo {
+            term: role.map(|role| role.term).unwrap_or_default(),
+            leader: role.and_then(|role| role.leader),
+            applied: head.index,
+            revision: head.revision,
+            hash: head.hash,
+            halted,
+        }
+    }
+}
+
+/// Runs a query of a stored machine on the published view, with `budget`. `None`: the budget was too small.
+pub fn query_stored(
+    lane: &Lane,
+    pool: &QueryPool,
+    stage: &Stage,
+    request: &[u8],
+    budget: Budget,
+) -> Result<Option<Answered>, Error> {
+    let published = lane.published();
+    let elapsed_ms = stage.clock.now().monotonic_ms.saturating_sub(published.at_ms);
+    let head = published.head;
+    let seen = QueryView {
+        index: head.index.0,
+        time: head.time.0.saturating_add(elapsed_ms),
+        revision: head.revision.0,
+    };
+    let frame = Frame::for_query(published.view.clone(), seen);
+    match pool.query(frame, seen, request, budget).1 {
+        Ending::Exhausted(_) => Ok(None),
+        ending => answered(&head, ending).map(Some),
+    }
+}
+
+/// Runs a query of a resident machine in its reader. Blocks: for a thread that may.
+pub fn query_resident(
+    lane: &Lane,
+    reader: &Mutex<Reader>,
+    stage: &Stage,
+    request: &[u8],
+) -> Result<Answered, Error> {
+    let mut reader = reader.lock();
+    let published = lane.published();
+    let elapsed_ms = stage.clock.now().monotonic_ms.saturating_sub(published.at_ms);
+    let time_ms = published.head.time.0.saturating_add(elapsed_ms);
+    let history = LogHistory::of(stage, lane.group);
+    match reader.query(&history, published.head.index, time_ms, request) {
+        Ok((_, ending)) => answered(&published.head, ending),
+        Err(halt) => Err(halt_error(halt)),
+    }
+}
+
+/// Why a resident machine's second instance cannot be used.
+pub fn halt_error(halt: Halt) -> Error {
+    match halt {
+        Halt::Fault(fault) => Error::Fault(fault),
+        Halt::NeedsVerdict { offset } => {
+            Error::Unavailable(format!("the input {offset} waits for a verdict: try again"))
+        }
+        Halt::CannotRestore(why) => Error::Guest(format!("the machine cannot be restored: {why}")),
+        Halt::CannotSave(why) => Error::Guest(format!("the machine cannot be saved: {why}")),
+    }
+}
+
+fn answered(head: &Head, ending: Ending) -> Result<Answered, Error> {
+    let outcome = match ending {
+        Ending::Answer(answer) => Outcome::Ok(answer),
+        Ending::Refused(refusal) => Outcome::Refused(refusal),
+        Ending::Trapped(why) => return Err(Error::Guest(format!("the query trapped: {why}"))),
+        Ending::Exhausted(_) => return Err(exhausted()),
+        Ending::Fault(fault) => return Err(Error::Fault(fault)),
+    };
+    Ok(Answered { index: head.index, revision: head.revision, outcome })
+}
+
+/// A query that used up what it may.
+pub fn exhausted() -> Error {
+    Error::Guest("the query used up its budget and was stopped: ask for less, or raise `query_fuel`".into())
+}

@@ -1,0 +1,138 @@
+//! Keeps the machines that are open on this node in step with the catalog: one task opens and closes them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Inner;
+use super::applier::Behavior;
+use super::machine::{Machine, Parts, Queries};
+use super::open::open_lane;
+use super::order::Order;
+use super::request::World;
+use crate::catalog::MachineRecord;
+use crate::error::{Error, Fault};
+use crate::id::{Digest, GroupId};
+use crate::machine::resident::{Reader, Resident};
+use crate::raft::Input;
+
+/// Runs until the node stops. The catalog must be as of its last acknowledged change when this starts.
+pub async fn run(inner: Arc<Inner>) {
+    let mut changes = inner.catalog_changes.subscribe();
+    let mut stopping = inner.stopping.subscribe();
+    forget_strangers(&inner);
+    loop {
+        changes.mark_unchanged();
+        let step = inner.clone();
+        let stepped = tokio::task::spawn_blocking(move || reconcile(&step)).await;
+        match stepped {
+            Ok(Ok(())) => inner.ready.send_replace(true),
+            Ok(Err(fault)) => return inner.stage.fail(fault),
+            Err(panic) => {
+                return inner.stage.fail(Fault::new(format!("opening the machines panicked: {panic}")));
+            }
+        };
+        tokio::select! {
+            // The sender lives as long as the node does.
+            _ = changes.changed() => {}
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        }
+    }
+}
+
+/// Drops what a crash left of machines that were deleted.
+fn forget_strangers(inner: &Inner) {
+    let catalog = inner.catalog.load();
+    let mut known: BTreeSet<GroupId> = catalog.machines.values().map(MachineRecord::group).collect();
+    known.insert(GroupId::CATALOG);
+    for group in inner.found.lock().strangers(&known) {
+        tracing::info!(%group, "dropping what is left of a deleted machine");
+        drop_group(inner, group);
+    }
+}
+
+/// Opens what the catalog has and this node has not, and closes the reverse. Blocks.
+fn reconcile(inner: &Inner) -> Result<(), Fault> {
+    let catalog = inner.catalog.load_full();
+    for machine in inner.registry.all() {
+        let record = catalog.machines.get(&machine.record.name);
+        if record.is_none_or(|record| record.group != machine.record.group) {
+            close(inner, &machine);
+        }
+    }
+    for record in catalog.machines.values() {
+        let known = inner.registry.get(&record.name);
+        match known {
+            Some(machine) if machine.record == *record => {}
+            Some(machine) => replace_record(inner, &machine, record),
+            None => inner.registry.insert(Arc::new(open(inner, record)?)),
+        }
+    }
+    inner.stage.metrics.machines.set(catalog.machines.len() as i64);
+    Ok(())
+}
+
+/// The record changed, the machine did not: it became ready.
+fn replace_record(inner: &Inner, machine: &Arc<Machine>, record: &MachineRecord) {
+    let machine = Machine {
+        record: record.clone(),
+        module: machine.module,
+        world: machine.world,
+        open: machine.open.clone(),
+    };
+    inner.registry.insert(Arc::new(machine));
+}
+
+fn open(inner: &Inner, record: &MachineRecord) -> Result<Machine, Fault> {
+    let module = record.module()?;
+    let world = world_of(inner, module);
+    let open = open_parts(inner, record, module, world).map(Arc::new);
+    if let Err(why) = &open {
+        tracing::error!(machine = record.name, %why, "the machine cannot be opened on this node");
+    }
+    Ok(Machine { record: record.clone(), module, world, open })
+}
+
+fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: World) -> Result<Parts, Error> {
+    let module = inner.shelf.load(module, world)?;
+    let settings = inner.config.guest_settings();
+    let seed = *blake3::hash(&record.group.to_be_bytes()).as_bytes();
+    let guest = || module.guest(seed, settings);
+    let (behavior, queries) = match world {
+        World::Stored => (Behavior::Stored(guest()), Queries::Stored(module.queries(seed, settings))),
+        World::Resident => {
+            let reader = Queries::Resident(Mutex::new(Reader::new(guest())));
+            (Behavior::Resident(Resident::new(guest())), reader)
+        }
+    };
+    let mut found = inner.found.lock();
+    let lane = open_lane(&inner.stage, &mut found, record.group(), behavior, None);
+    Ok(Parts { lane, queries })
+}
+
+fn world_of(inner: &Inner, module: Digest) -> World {
+    match inner.catalog.load().modules.get(&module) {
+        Some(record) if record.resident => World::Resident,
+        _ => World::Stored,
+    }
+}
+
+fn close(inner: &Inner, machine: &Machine) {
+    inner.registry.remove(&machine.record.name);
+    if let Ok(parts) = &machine.open {
+        parts.lane.halt("it was deleted");
+        // A batch at hand ends first; those that follow are refused, because the lane is halted.
+        drop(parts.lane.applier());
+    }
+    drop_group(inner, machine.record.group());
+}
+
+fn drop_group(inner: &Inner, group: GroupId) {
+    inner.stage.orders.send(Order::Detach(group));
+    inner.stage.orders.send(Order::Shard(Input::Forget(group)));
+    let dropped = inner.stage.state.drop_group(group);
+    if let Err(fault) = dropped {
+        inner.stage.fail(fault);
+    }
+}

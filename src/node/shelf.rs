@@ -1,0 +1,119 @@
+//! Modules on this node: taken in, checked, compiled in a process of their own, loaded once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::request::World;
+use crate::error::Error;
+use crate::id::Digest;
+use crate::storage::modules::{Artefact, Modules};
+use crate::wasm::{self, Compiler, Engine, Module};
+
+/// The modules of a node, ready to run.
+pub struct Shelf {
+    files: Modules,
+    engine: Engine,
+    compiler: Compiler,
+    bytes_max: u64,
+    /// Modules in memory. One entry for each module that a machine runs, so it needs no bound of its own.
+    loaded: Mutex<HashMap<Digest, Arc<Module>>>,
+    /// One compilation at a time: each may take all the memory it is allowed.
+    compiling: Mutex<()>,
+}
+
+/// A module that was taken in.
+pub struct Taken {
+    /// Its digest: of the component, when a core module was sent.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+    /// Its world.
+    pub world: World,
+}
+
+impl Shelf {
+    /// A shelf over the module files of a data directory.
+    pub fn new(files: Modules, engine: Engine, compiler: Compiler, bytes_max: u64) -> Shelf {
+        Shelf { files, engine, compiler, bytes_max, loaded: Mutex::default(), compiling: Mutex::default() }
+    }
+
+    /// The engine's fingerprint.
+    pub fn fingerprint(&self) -> &str {
+        self.engine.fingerprint()
+    }
+
+    /// Whether this node has the module compiled.
+    pub fn is_compiled(&self, digest: Digest) -> bool {
+        self.loaded.lock().contains_key(&digest)
+            || matches!(self.files.artefact(digest, self.fingerprint()), Ok(Artefact::Ready(_)))
+    }
+
+    /// Takes in a module: its digest, its shape and its world are checked, it is made durable, and compiled. Blocks.
+    pub fn take(&self, expected: Digest, bytes: Bytes) -> Result<Taken, Error> {
+        let actual = Digest::of(&bytes);
+        if actual != expected {
+            return Err(Error::Invalid(format!(
+                "the module's bytes have the digest {actual}, but {expected} was announced: they were damaged on the \
+                 way; push it again"
+            )));
+        }
+        let limits = wasm::Limits { bytes_max: self.bytes_max, ..wasm::Limits::default() };
+        let inspected = wasm::inspect(&bytes, &limits).map_err(|why| Error::Invalid(why.to_string()))?;
+        let mut upload = self.files.upload()?;
+        upload.write(&inspected.component)?;
+        let digest = upload.finish(None)?;
+        let taken =
+            Taken { digest, bytes: inspected.component.len() as u64, world: world_of(inspected.world) };
+        self.load(digest, taken.world)?;
+        Ok(taken)
+    }
+
+    /// A module ready to run; compiled first if this node has not done so. Blocks.
+    pub fn load(&self, digest: Digest, world: World) -> Result<Arc<Module>, Error> {
+        if let Some(module) = self.loaded.lock().get(&digest) {
+            return Ok(module.clone());
+        }
+        let _one_at_a_time = self.compiling.lock();
+        if let Some(module) = self.loaded.lock().get(&digest) {
+            return Ok(module.clone());
+        }
+        // The file's digest is verified at every load, also when the compiled form is at hand.
+        let bytes = self.files.load(digest)?;
+        let artefact = match self.files.artefact(digest, self.fingerprint())? {
+            Artefact::Ready(path) => path,
+            Artefact::Absent => self.compile(digest, &bytes)?,
+            Artefact::Removed(why) => {
+                tracing::warn!(%digest, why, "a compiled module was damaged: it is compiled again");
+                self.compile(digest, &bytes)?
+            }
+        };
+        let module = Arc::new(Module::load(&self.engine, &artefact, wasm_world(world))?);
+        self.loaded.lock().insert(digest, module.clone());
+        Ok(module)
+    }
+
+    fn compile(&self, digest: Digest, bytes: &[u8]) -> Result<std::path::PathBuf, Error> {
+        let compiled = self
+            .compiler
+            .compile(&self.engine, bytes)
+            .map_err(|why| Error::Invalid(format!("the module {digest} cannot be compiled: {why}")))?;
+        Ok(self.files.store_artefact(digest, self.fingerprint(), &compiled)?)
+    }
+}
+
+fn world_of(world: wasm::World) -> World {
+    match world {
+        wasm::World::Stored => World::Stored,
+        wasm::World::Resident => World::Resident,
+    }
+}
+
+fn wasm_world(world: World) -> wasm::World {
+    match world {
+        World::Stored => wasm::World::Stored,
+        World::Resident => wasm::World::Resident,
+    }
+}

@@ -1,0 +1,80 @@
+//! What the threads of a node share: the databases, the queues, and whether the node has failed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+use tokio::sync::watch;
+
+use super::lane::{Job, Lane};
+use super::metrics::Metrics;
+use super::order::OrderQueue;
+use crate::error::Fault;
+use crate::id::{GroupId, Index};
+use crate::storage::log::{LogQueue, LogReader};
+use crate::storage::state::StateDb;
+use crate::time::Clock;
+
+/// What the threads of a node share.
+pub struct Stage {
+    /// Queues writes for the log thread.
+    pub log: LogQueue,
+    /// Reads the log.
+    pub log_reader: LogReader,
+    /// All machines' rows.
+    pub state: Arc<StateDb>,
+    /// Queues orders for the order thread.
+    pub orders: OrderQueue,
+    /// The node's clock.
+    pub clock: Clock,
+    /// What is counted and timed.
+    pub metrics: Metrics,
+    /// Bytes written to the state since the last checkpoint.
+    pub unflushed_bytes: AtomicU64,
+    /// Lanes with something to do, for the apply workers; `None` ends one of them.
+    pub(super) ready: Sender<Option<Arc<Lane>>>,
+    /// Set once, by the first failure.
+    pub(super) failure: watch::Sender<Option<Fault>>,
+}
+
+impl Stage {
+    /// Gives a lane a job, and the lane to a worker if none has it.
+    pub fn lend(&self, lane: &Arc<Lane>, job: Job) {
+        if lane.push(job) {
+            self.give(lane.clone());
+        }
+    }
+
+    /// Gives a lane with something to do to a worker.
+    pub(super) fn give(&self, lane: Arc<Lane>) {
+        // The workers are gone only when the node stops.
+        let _ = self.ready.send(Some(lane));
+    }
+
+    /// This computer failed: the node stops serving. Only the first failure counts.
+    pub fn fail(&self, fault: Fault) {
+        self.failure.send_if_modified(|failure| {
+            if failure.is_some() {
+                return false;
+            }
+            tracing::error!(%fault, "the node stops serving");
+            *failure = Some(fault);
+            true
+        });
+    }
+
+    /// The failure that stopped the node, if one did.
+    pub fn failure(&self) -> Option<Fault> {
+        self.failure.borrow().clone()
+    }
+
+    /// Notes that a batch was applied and written.
+    pub fn note_written(&self, bytes: u64) {
+        self.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Tells the shard how far a group is applied.
+    pub fn applied(&self, group: GroupId, index: Index) {
+        self.orders.send(super::order::Order::Shard(crate::raft::Input::Applied { group, index }));
+    }
+}

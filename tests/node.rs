@@ -1,0 +1,77 @@
+//! A node as a library: opened in a directory of its own, used, stopped, opened again.
+
+use bytes::Bytes;
+use statehouse::id::{Digest, Index};
+use statehouse::machine::outcome::Outcome;
+use statehouse::node::Node;
+use statehouse::node::config::NodeConfig;
+use statehouse::node::request::{Consistency, Push, World};
+use statehouse_kv::Call;
+use statehouse_kv::messages::{PutRequest, RangeRequest};
+
+const COUNTER: &[u8] = include_bytes!("../guests/counter/counter.component.wasm");
+
+fn config(directory: &tempfile::TempDir) -> NodeConfig {
+    NodeConfig { bootstrap: true, ..NodeConfig::new(directory.path(), "test") }
+}
+
+fn put(key: &str, value: &str) -> Bytes {
+    PutRequest { key: key.into(), value: value.into(), ..Default::default() }.to_envelope().into()
+}
+
+async fn get(node: &Node, key: &str) -> Option<Vec<u8>> {
+    let request = RangeRequest { key: key.into(), ..Default::default() }.to_envelope();
+    let answered = node.query("kv", request.into(), Consistency::Linearizable).await.unwrap();
+    let Outcome::Ok(answer) = answered.outcome else { panic!("an answer was expected: {answered:?}") };
+    RangeRequest::answer(&answer).unwrap().kvs.pop().map(|kv| kv.value)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_put_is_there_after_a_stop_and_a_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::open(config(&directory)).await.unwrap();
+    let kv = node.builtin("kv").await.unwrap();
+    node.create_machine("kv", kv, Bytes::new()).await.unwrap();
+    for number in 0..100 {
+        let applied = node.apply("kv", put(&format!("k{number}"), "v")).await.unwrap();
+        assert!(matches!(applied.outcome, Outcome::Ok(_)));
+    }
+    assert_eq!(get(&node, "k99").await.unwrap(), b"v");
+    let hash = node.machine("kv").unwrap().replica.unwrap().hash;
+    node.shutdown().await;
+    drop(node);
+
+    let node = Node::open(config(&directory)).await.unwrap();
+    assert_eq!(get(&node, "k0").await.unwrap(), b"v");
+    assert_eq!(get(&node, "k100").await, None);
+    assert_eq!(node.machine("kv").unwrap().replica.unwrap().hash, hash);
+    node.delete_machine("kv").await.unwrap();
+    assert!(node.apply("kv", put("k", "v")).await.is_err());
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resident_machine_counts_on_after_a_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::open(config(&directory)).await.unwrap();
+    let push = Push { digest: Digest::of(COUNTER), label: "counter".into(), bytes: COUNTER.into() };
+    let module = node.push_module(push).await.unwrap();
+    assert_eq!(module.world, World::Resident);
+    node.create_machine("counter", module.digest, Bytes::new()).await.unwrap();
+    for _ in 0..10 {
+        node.apply("counter", Bytes::from_static(b"2")).await.unwrap();
+    }
+    let refused = node.apply("counter", Bytes::from_static(b"two")).await.unwrap();
+    assert!(matches!(refused.outcome, Outcome::Refused(_)), "{refused:?}");
+    node.shutdown().await;
+    drop(node);
+
+    let node = Node::open(config(&directory)).await.unwrap();
+    let applied = node.apply("counter", Bytes::from_static(b"1")).await.unwrap();
+    let local = Consistency::Local { min_index: applied.index };
+    let answered = node.query("counter", Bytes::new(), local).await.unwrap();
+    assert_eq!(answered.outcome, Outcome::Ok(Bytes::from_static(b"21")));
+    let at_once = Consistency::Local { min_index: Index(0) };
+    assert_eq!(node.query("counter", Bytes::new(), at_once).await.unwrap().outcome, answered.outcome);
+    node.shutdown().await;
+}
