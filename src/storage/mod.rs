@@ -6,6 +6,7 @@
 //! - [`log`]: the log database and its one writer
 //! - [`state`]: the state database: machines' tables, as views
 //! - [`modules`]: module files and what was compiled from them
+//! - [`snapshot`]: machines as files
 //! - `db`: the only user of RocksDB; `file`: files that are whole or not there
 
 mod db;
@@ -14,4 +15,5 @@ pub mod entry;
 mod file;
 pub mod log;
 pub mod modules;
+pub mod snapshot;
 pub mod state;

@@ -74,6 +74,9 @@ pub struct StateSnapshot {
     pinned: Arc<Pinned>,
 }
 
+/// Called with each row of a machine; an error ends the visit.
+pub type RowVisitor<'a> = dyn FnMut(Table, &[u8], &[u8]) -> Result<(), Fault> + 'a;
+
 /// What the opened database holds.
 #[derive(Debug, Default)]
 pub struct Opened {
@@ -235,6 +238,31 @@ impl StateSnapshot {
     /// A machine's tables at that moment.
     pub fn view(&self, group: GroupId) -> Arc<dyn View> {
         Arc::new(MachineView { rows: Rows::Pinned(self.pinned.clone()), group: group.0.to_be_bytes() })
+    }
+
+    /// Visits all rows of a machine but its head, table by table, past the cache: for a snapshot.
+    pub fn rows(&self, group: GroupId, visit: &mut RowVisitor) -> Result<(), Fault> {
+        let (start, end) = (group.0.to_be_bytes(), group_end(group));
+        let mut ended = Ok(());
+        for table in Table::ALL {
+            let all = Scan {
+                family: family(table),
+                start: &start,
+                end: &end,
+                direction: Direction::Forward,
+                cache: false,
+            };
+            self.pinned.scan(all, &mut |key, value| {
+                let row = &key[8..];
+                if table == Table::Head && row == Head::KEY {
+                    return ControlFlow::Continue(());
+                }
+                ended = visit(table, row, value);
+                if ended.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            std::mem::replace(&mut ended, Ok(()))?;
+        }
+        Ok(())
     }
 }
 

@@ -29,6 +29,7 @@ use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, Term};
 use crate::machine::view::Direction;
 
+pub use self::row::MembershipRow;
 pub use self::thread::{LogQueue, LogThread};
 
 /// The log database, open, with what its writer must know of each group.

@@ -136,9 +136,9 @@ struct HardStateRow {
     commit: u64,
 }
 
-/// The stored form of [`Own::Membership`].
+/// The stored form of [`Own::Membership`]: who was in a group as of an index. Snapshots keep it in the same form.
 #[derive(Clone, PartialEq, Message)]
-struct MembershipRow {
+pub struct MembershipRow {
     #[prost(uint64, tag = "1")]
     index: u64,
     #[prost(uint64, repeated, tag = "2")]
@@ -175,31 +175,28 @@ pub fn read_hard_state(key: &[u8], value: &[u8]) -> Option<HardState> {
     Some(HardState { term: Term(row.term), vote: row.vote, commit: Index(row.commit) })
 }
 
+impl MembershipRow {
+    /// The stored form of `members` as of `index`.
+    pub fn new(index: Index, members: &Membership) -> MembershipRow {
+        let Membership { voters, learners, voters_outgoing, learners_next, auto_leave } = members.clone();
+        MembershipRow { index: index.0, voters, learners, voters_outgoing, learners_next, auto_leave }
+    }
+
+    /// What is stored.
+    pub fn read(self) -> (Index, Membership) {
+        let MembershipRow { index, voters, learners, voters_outgoing, learners_next, auto_leave } = self;
+        (Index(index), Membership { voters, learners, voters_outgoing, learners_next, auto_leave })
+    }
+}
+
 /// The value of [`Own::Membership`].
 pub fn write_membership(key: &[u8], index: Index, members: &Membership) -> Vec<u8> {
-    let members = members.clone();
-    let row = MembershipRow {
-        index: index.0,
-        voters: members.voters,
-        learners: members.learners,
-        voters_outgoing: members.voters_outgoing,
-        learners_next: members.learners_next,
-        auto_leave: members.auto_leave,
-    };
-    sealed(key, &row)
+    sealed(key, &MembershipRow::new(index, members))
 }
 
 /// Reads [`Own::Membership`]; `None` if it is damaged.
 pub fn read_membership(key: &[u8], value: &[u8]) -> Option<(Index, Membership)> {
-    let row = MembershipRow::decode(unseal(key, value)?).ok()?;
-    let members = Membership {
-        voters: row.voters,
-        learners: row.learners,
-        voters_outgoing: row.voters_outgoing,
-        learners_next: row.learners_next,
-        auto_leave: row.auto_leave,
-    };
-    Some((Index(row.index), members))
+    Some(MembershipRow::decode(unseal(key, value)?).ok()?.read())
 }
 
 fn sealed(key: &[u8], row: &impl Message) -> Vec<u8> {
