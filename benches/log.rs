@@ -1,8 +1,8 @@
 //! Entries a second through the log thread, beside RocksDB alone in the same run on the same disk.
 //!
-//! Each writer is a group with one entry of 300 bytes under way; when it is durable the next one is queued, as a shard
-//! does: together for all groups that were reported together. `rocksdb` writes the same bytes as batches with a sync
-//! each, with that library's defaults: the row of `baseline.md` to compare with.
+//! Each writer is a group with one entry of 300 bytes under way; when it is durable the next one is queued,
+//! as a shard does: together for all groups that were reported together. `rocksdb` writes the same bytes as
+//! batches with a sync each, with that library's defaults: the row of `baseline.md` to compare with.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};

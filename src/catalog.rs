@@ -1,5 +1,5 @@
-//! The catalog: which modules and machines there are. Group 0 orders it, and a machine written in Rust applies it
-//! through the same heart as every uploaded one.
+//! The catalog: which modules and machines there are. Group 0 orders it, and a machine written in Rust
+//! applies it through the same heart as every uploaded one.
 //!
 //! [`CatalogGuest`] changes the rows; [`Catalog`] is what a node keeps of them in memory.
 
@@ -111,7 +111,8 @@ pub enum Change {
     /// A module is on this node's disk. Does nothing if the digest is known.
     #[prost(message, tag = "1")]
     RegisterModule(ModuleRecord),
-    /// A machine of this name, module and configuration; the catalog fills in the rest and answers with the record.
+    /// A machine of this name, module and configuration; the catalog fills in the rest and answers with the
+    /// record.
     #[prost(message, tag = "2")]
     CreateMachine(MachineRecord),
     /// The machine of this group has applied its first input.
@@ -152,7 +153,8 @@ pub fn check_name(name: &str) -> Result<(), String> {
     }
     let shown: String = name.chars().take(NAME_BYTES_MAX + 1).collect();
     Err(format!(
-        "{shown:?} cannot name a machine: 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_' and '.', the first a letter or digit"
+        "{shown:?} cannot name a machine: 1 to {NAME_BYTES_MAX} of a-z, 0-9, '-', '_' and '.', the first a \
+         letter or digit"
     ))
 }
 
@@ -319,8 +321,8 @@ impl Catalog {
 
     /// Takes over what a batch wrote.
     pub fn absorb(&mut self, writes: &[Write]) -> Result<(), Fault> {
-        let own = writes.iter().filter(|write| write.table == Table::Store);
-        own.map(|write| self.row(&write.key, write.value.as_deref())).collect()
+        let mut own = writes.iter().filter(|write| write.table == Table::Store);
+        own.try_for_each(|write| self.row(&write.key, write.value.as_deref()))
     }
 
     fn row(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Fault> {

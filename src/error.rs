@@ -1,8 +1,8 @@
 //! What went wrong, in the two kinds that are never mixed.
 //!
-//! A [`Fault`] is about this computer: disk, memory, corruption. It stops the node or the group and never enters
-//! the log. Facts about a guest or a request are data, the same on every replica, and live in `machine`. [`Error`] is
-//! what callers of the library see.
+//! A [`Fault`] is about this computer: disk, memory, corruption. It stops the node or the group and never
+//! enters the log. Facts about a guest or a request are data, the same on every replica, and live in
+//! `machine`. [`Error`] is what callers of the library see.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Names of things: nodes, groups, replicas, log positions, revisions, leases, module digests.
 //!
-//! Each is a type of its own, so that the compiler tells a group from a node. All are plain values: no clock, no
-//! randomness, no allocation beyond their own bytes.
+//! Each is a type of its own, so that the compiler tells a group from a node. All are plain values: no clock,
+//! no randomness, no allocation beyond their own bytes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -103,7 +103,8 @@ impl fmt::Debug for Digest {
 /// Text that is not a [`Digest`].
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{text:?} is not a module digest: 64 hexadecimal digits are expected, as printed by `statehouse module list`"
+    "{text:?} is not a module digest: 64 hexadecimal digits are expected, as printed by `statehouse module \
+     list`"
 )]
 pub struct NotADigest {
     text: String,

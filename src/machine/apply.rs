@@ -1,8 +1,9 @@
 //! One batch, applied: (batch, guest, view of the state) to (outcomes, writes, events, revision, hash).
 //!
-//! Inputs run one by one, each behind a savepoint. A refusal rolls its own input back. A trap poisons the instance:
-//! a stored machine's batch is then run again with a fresh instance for every input, so that only the guilty one fails;
-//! a resident machine is rebuilt by [`resident`](super::resident), which then passes over the guilty input.
+//! Inputs run one by one, each behind a savepoint. A refusal rolls its own input back. A trap poisons the
+//! instance: a stored machine's batch is then run again with a fresh instance for every input, so that only
+//! the guilty one fails; a resident machine is rebuilt by [`resident`](super::resident), which then passes
+//! over the guilty input.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -212,7 +213,8 @@ impl<'a> Run<'a> {
         Ok(outcome)
     }
 
-    /// Ends those of the leases whose deadline has passed by this batch's clock. Each end is an input of its own.
+    /// Ends those of the leases whose deadline has passed by this batch's clock. Each end is an input of its
+    /// own.
     fn expire(&mut self, expire: &Expire) -> Result<Outcome, Abort<'a>> {
         for &id in &expire.leases {
             let overlay = self.frame.as_mut().expect("the frame is here between calls").overlay_mut();
@@ -283,7 +285,8 @@ impl<'a> Run<'a> {
         self.frame.as_mut().expect("the frame is back after every call").rollback();
         match std::mem::replace(&mut self.runner, Runner::Moving) {
             Runner::Together { guest, calls, .. } if calls > 1 => return Err(Abort::Again(guest)),
-            // The first input ran alone in a fresh instance: it is guilty, and the rest goes on as if run again.
+            // The first input ran alone in a fresh instance: it is guilty, and the rest goes on as if run
+            // again.
             Runner::Together { guest, .. } | Runner::OneByOne(guest) => self.runner = Runner::OneByOne(guest),
             Runner::Resident { .. } => return Err(Abort::Stop(Stop::Died { offset, code, why })),
             Runner::Moving => unreachable!("a runner moves only between two inputs"),

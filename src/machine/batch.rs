@@ -1,4 +1,5 @@
-//! What one Raft entry carries: a clock reading and a list of operations; and the head that a machine has after it.
+//! What one Raft entry carries: a clock reading and a list of operations; and the head that a machine has
+//! after it.
 
 use bytes::Bytes;
 use prost::Message;
@@ -82,7 +83,8 @@ impl Batch {
         Batch { time_ms, operations }
     }
 
-    /// Reads a committed entry. A failure is corruption: the log checks its entries' sums before this is called.
+    /// Reads a committed entry. A failure is corruption: the log checks its entries' sums before this is
+    /// called.
     pub fn read(bytes: Bytes) -> Result<Batch, Fault> {
         Batch::decode(bytes).map_err(|e| Fault::new(format!("a committed batch does not decode: {e}")))
     }

@@ -1,5 +1,5 @@
-//! The rolling hash: every replica folds what each batch did into one blake3 chain, so that two replicas that agree on
-//! a hash agree on everything before it.
+//! The rolling hash: every replica folds what each batch did into one blake3 chain, so that two replicas that
+//! agree on a hash agree on everything before it.
 
 use super::batch::Head;
 use super::outcome::Outcome;

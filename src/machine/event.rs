@@ -1,7 +1,7 @@
 //! What watchers see: how events are numbered and stored.
 //!
-//! An event's key is its revision and its ordinal within the revision, both big-endian, so that the table's order is the
-//! order in which they happened.
+//! An event's key is its revision and its ordinal within the revision, both big-endian, so that the table's
+//! order is the order in which they happened.
 
 use bytes::Bytes;
 use prost::Message;

@@ -1,4 +1,5 @@
-//! Everything that one call into a guest may do to the state: the functions of the contract, with their limits.
+//! Everything that one call into a guest may do to the state: the functions of the contract, with their
+//! limits.
 //!
 //! A frame moves into an instance for a call and comes back with what the guest did. Going over a limit gives
 //! [`CallError::Limit`], which the instance turns into a trap; the heart then rolls the input back.
@@ -51,6 +52,9 @@ pub mod limits {
 }
 
 use limits::*;
+
+/// Keys with their values, in the order of a scan.
+pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Why a host call did not return to the guest.
 #[derive(Clone, Debug)]
@@ -256,8 +260,8 @@ impl Frame {
         Ok(())
     }
 
-    /// Deletes the keys from `start` up to, not including, `end`, and says how many there were. Each key found counts as a
-    /// delete of its own.
+    /// Deletes the keys from `start` up to, not including, `end`, and says how many there were. Each key
+    /// found counts as a delete of its own.
     pub fn delete_span(&mut self, start: &[u8], end: Option<&[u8]>) -> Result<u64, CallError> {
         self.check_may_write("store.delete-span")?;
         check_bounds(start, end)?;
@@ -277,15 +281,15 @@ impl Frame {
         Ok(count)
     }
 
-    /// The pairs of a span, in key order or from its last key back: at most `limit` (0: no limit), and none after the
-    /// pair that reaches 1 MiB.
+    /// The pairs of a span, in key order or from its last key back: at most `limit` (0: no limit), and none
+    /// after the pair that reaches 1 MiB.
     pub fn scan(
         &self,
         start: &[u8],
         end: Option<&[u8]>,
         limit: u32,
         direction: Direction,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, CallError> {
+    ) -> Result<Pairs, CallError> {
         self.check_may_read("store.scan")?;
         check_bounds(start, end)?;
         let pairs_max = if limit == 0 { usize::MAX } else { limit as usize };

@@ -47,7 +47,8 @@ pub enum Ending {
     Answer(Bytes),
     /// The guest refused.
     Refused(Refusal),
-    /// The guest trapped or broke a limit of the contract. The text is for this node's log and never replicated.
+    /// The guest trapped or broke a limit of the contract. The text is for this node's log and never
+    /// replicated.
     Trapped(String),
     /// The guest used up its fuel (or, in a query only, its time or memory).
     Exhausted(String),
@@ -57,15 +58,16 @@ pub enum Ending {
 
 /// A component that is ready to run.
 pub trait Guest: Send {
-    /// A fresh instance: its memory is the component's initial memory. The answer of every call into it is a function
-    /// of the component, the frame's state and the calls before it.
+    /// A fresh instance: its memory is the component's initial memory. The answer of every call into it is a
+    /// function of the component, the frame's state and the calls before it.
     fn instance(&mut self) -> Result<Box<dyn Instance>, Fault>;
 
     /// Makes the next instance ready ahead of its batch, if that saves time later.
     fn prepare(&mut self) {}
 }
 
-/// One instance of a component. After `Trapped`, `Exhausted` or `Fault` it is dead: it must not be called again.
+/// One instance of a component. After `Trapped`, `Exhausted` or `Fault` it is dead: it must not be called
+/// again.
 pub trait Instance: Send {
     /// One input, with a budget of its own. The frame comes back with what the guest did.
     fn apply(&mut self, frame: Frame, context: Context, input: &Input) -> (Frame, Ending);
@@ -76,10 +78,11 @@ pub trait Instance: Send {
     /// One query, with a budget of its own.
     fn query(&mut self, frame: Frame, view: QueryView, request: &[u8]) -> (Frame, Ending);
 
-    /// Resident machines: write the whole state as chunks into the frame's `saved`. `Answer` is empty on success; a
-    /// guest's own error is `Refused` with code 0.
+    /// Resident machines: write the whole state as chunks into the frame's `saved`. `Answer` is empty on
+    /// success; a guest's own error is `Refused` with code 0.
     fn save(&mut self, frame: Frame) -> (Frame, Ending);
 
-    /// Resident machines: become the state that the frame's snapshot source reads. `Answer` is empty on success.
+    /// Resident machines: become the state that the frame's snapshot source reads. `Answer` is empty on
+    /// success.
     fn restore(&mut self, frame: Frame) -> (Frame, Ending);
 }

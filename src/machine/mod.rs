@@ -1,7 +1,8 @@
 //! The heart: what a committed batch does to a machine.
 //!
-//! A pure function from (batch, guest, view of the state) to (outcomes, writes, events, revision, hash). Nothing here
-//! reads a clock, a disk, a socket or chance: the same inputs give the same bytes on every replica.
+//! A pure function from (batch, guest, view of the state) to (outcomes, writes, events, revision, hash).
+//! Nothing here reads a clock, a disk, a socket or chance: the same inputs give the same bytes on every
+//! replica.
 //!
 //! # Layout
 //! - [`batch`]: what a Raft entry carries, and the head that a machine has after it

@@ -24,7 +24,8 @@ pub struct Refusal {
     pub message: String,
 }
 
-/// Why the host, not the guest, ended an input without effect. Fixed codes: no text of this computer is in them.
+/// Why the host, not the guest, ended an input without effect. Fixed codes: no text of this computer is in
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum HostCode {

@@ -1,4 +1,5 @@
-//! What the inputs of a batch have written so far, over the view they started from, with a savepoint per input.
+//! What the inputs of a batch have written so far, over the view they started from, with a savepoint per
+//! input.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::view::{Direction, Span, Table, View};
+use super::view::{Direction, Span, Table, View, Visitor};
 use crate::error::Fault;
 
 /// A row as a batch leaves it: a value, or gone.
@@ -30,7 +31,8 @@ pub struct Overlay {
     base: Arc<dyn View>,
     /// Indexed by the number of the table.
     rows: [BTreeMap<Vec<u8>, Row>; Table::ALL.len()],
-    /// How to take back what was written since the savepoint, newest last. The inner `None`: the overlay had no row.
+    /// How to take back what was written since the savepoint, newest last. The inner `None`: the overlay had
+    /// no row.
     undo: Vec<(Table, Vec<u8>, Option<Row>)>,
 }
 
@@ -75,7 +77,7 @@ impl Overlay {
         table: Table,
         span: Span,
         direction: Direction,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: &mut Visitor,
     ) -> Result<(), Fault> {
         if span.end.is_some_and(|end| end <= span.start) {
             return Ok(());

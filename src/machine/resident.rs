@@ -1,8 +1,9 @@
 //! A resident machine's instance, and how it is made again from a snapshot and the log.
 //!
-//! The instance that applies sees inputs and nothing else. When it dies at an input, it is rebuilt: a fresh instance
-//! restores the last snapshot and replays the log up to where the machine stands, passing over the inputs whose fate is
-//! settled. A trap is the same on every replica and settles itself; exhaustion is not, and waits for a verdict in the log.
+//! The instance that applies sees inputs and nothing else. When it dies at an input, it is rebuilt: a fresh
+//! instance restores the last snapshot and replays the log up to where the machine stands, passing over the
+//! inputs whose fate is settled. A trap is the same on every replica and settles itself; exhaustion is not,
+//! and waits for a verdict in the log.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -17,8 +18,8 @@ use super::view::{MemoryView, Table, View};
 use crate::error::Fault;
 use crate::id::Index;
 
-/// Replays run with this many times the usual budget: an input that once ended within its budget, wherever its
-/// instance had been restored then, ends within this one.
+/// Replays run with this many times the usual budget: an input that once ended within its budget, wherever
+/// its instance had been restored then, ends within this one.
 const REPLAY_BUDGET_FACTOR: u32 = 16;
 
 /// A snapshot of a resident machine.
@@ -36,7 +37,8 @@ pub trait History {
     /// The last snapshot, if there is one.
     fn saved(&self) -> Result<Option<Saved>, Fault>;
 
-    /// The batches after `after`, up to and including `up_to`, in order. Entries that carry no batch are left out.
+    /// The batches after `after`, up to and including `up_to`, in order. Entries that carry no batch are left
+    /// out.
     fn batches(&self, after: Index, up_to: Index) -> Result<Vec<(Index, Batch)>, Fault>;
 }
 
@@ -61,6 +63,9 @@ impl From<Fault> for Halt {
         Halt::Fault(fault)
     }
 }
+
+/// An instance, where it stands, and the host's rows that calls can see there.
+pub type Rebuilt = (Box<dyn Instance>, Head, MemoryView);
 
 /// A resident machine's instance with what is known of its inputs.
 pub struct Resident {
@@ -117,11 +122,7 @@ impl Resident {
     }
 
     /// A second instance that stands at `up_to`, with the host's rows as of then: for queries and saves.
-    pub fn rebuild(
-        &mut self,
-        history: &dyn History,
-        up_to: Index,
-    ) -> Result<(Box<dyn Instance>, Head, MemoryView), Halt> {
+    pub fn rebuild(&mut self, history: &dyn History, up_to: Index) -> Result<Rebuilt, Halt> {
         loop {
             if let Some(rebuilt) = self.try_rebuild(history, up_to)? {
                 return Ok(rebuilt);
@@ -130,11 +131,7 @@ impl Resident {
     }
 
     /// `None`: one more input was found to trap; begin again.
-    fn try_rebuild(
-        &mut self,
-        history: &dyn History,
-        up_to: Index,
-    ) -> Result<Option<(Box<dyn Instance>, Head, MemoryView)>, Halt> {
+    fn try_rebuild(&mut self, history: &dyn History, up_to: Index) -> Result<Option<Rebuilt>, Halt> {
         let (mut instance, mut head, mut rows) = self.restore(history)?;
         instance.scale_budget(REPLAY_BUDGET_FACTOR);
         let batches = history.batches(head.index, up_to)?;
@@ -166,7 +163,7 @@ impl Resident {
         Ok(Some((instance, head, rows)))
     }
 
-    fn restore(&mut self, history: &dyn History) -> Result<(Box<dyn Instance>, Head, MemoryView), Halt> {
+    fn restore(&mut self, history: &dyn History) -> Result<Rebuilt, Halt> {
         let mut instance = self.guest.instance()?;
         let Some(saved) = history.saved()? else {
             return Ok((instance, Head::default(), MemoryView::default()));
@@ -196,8 +193,8 @@ impl Resident {
     }
 }
 
-/// A second instance, fed the same inputs as the one that applies: queries and saves run in it, because they can change
-/// its memory and its fuel, and are not replicated.
+/// A second instance, fed the same inputs as the one that applies: queries and saves run in it, because they
+/// can change its memory and its fuel, and are not replicated.
 pub struct Reader {
     resident: Resident,
     at: Option<At>,
@@ -242,7 +239,8 @@ impl Reader {
         Ok((head, ending))
     }
 
-    /// Has the guest write its state as of `up_to` to `sink`. `sink_of` makes it from the head and the host's rows.
+    /// Has the guest write its state as of `up_to` to `sink`. `sink_of` makes it from the head and the host's
+    /// rows.
     pub fn save(
         &mut self,
         history: &dyn History,

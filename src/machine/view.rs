@@ -47,7 +47,8 @@ pub enum Direction {
 /// Called with each pair; `Break` ends the scan.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
-/// One machine's tables at one point of its history. Immutable while it is held, or written only by its holder.
+/// One machine's tables at one point of its history. Immutable while it is held, or written only by its
+/// holder.
 pub trait View: Send + Sync {
     /// The value of `key`, if it is there.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault>;

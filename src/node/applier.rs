@@ -1,7 +1,7 @@
 //! Applies a machine's committed entries: the heart, the state write, the view, the answers, in this order.
 //!
-//! Promises: outcomes are told only after the state that holds them is published; a machine that cannot go on halts and
-//! says why, and never goes past an entry it did not apply.
+//! Promises: outcomes are told only after the state that holds them is published; a machine that cannot go on
+//! halts and says why, and never goes past an entry it did not apply.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -111,7 +111,8 @@ impl Applier {
                     return;
                 }
                 Err(Obstacle::Halt(why)) => {
-                    tracing::error!(group = %self.group, index = %placed.entry.index, why, "the machine halts here");
+                    tracing::error!(group = %self.group, index = %placed.entry.index, why, "the machine \
+                        halts here");
                     lane.halt(&why);
                     if let Some(fault) = stage.state.failure() {
                         stage.fail(fault);
@@ -177,7 +178,8 @@ impl Applier {
 
     /// The leader's own experience becomes the verdict that all replicas obey.
     fn ask_for_verdict(&self, lane: &Lane, index: Index, offset: u32, stage: &Stage) {
-        tracing::warn!(group = %self.group, %index, offset, "an input ran out of budget and waits for a verdict");
+        tracing::warn!(group = %self.group, %index, offset, "an input ran out of budget and waits for a \
+            verdict");
         if lane.role().is_some_and(|role| role.role == crate::raft::Role::Leader) {
             let verdict = Verdict { index: index.0, offset, exhausted: true };
             let operation = Operation { act: Some(Act::Verdict(verdict)) };

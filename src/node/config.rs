@@ -9,8 +9,8 @@ use crate::wasm::{Budget, Compiler, EngineSettings, GuestSettings};
 /// How a module is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CompileIn {
-    /// A process of its own, with limits on memory and time: `program` is the `statehouse` binary, or a program that hands
-    /// the subcommand `compile-module` to `statehouse::wasm::compile::child`.
+    /// A process of its own, with limits on memory and time: `program` is the `statehouse` binary, or a
+    /// program that hands the subcommand `compile-module` to `statehouse::wasm::compile::child`.
     Process(PathBuf),
     /// This process, without limits: for programs that embed a node and run only modules they trust.
     ThisProcess,

@@ -36,8 +36,8 @@ impl History for LogHistory<'_> {
             let entries = self.stage.log_reader.entries(self.group, from, up_to.next(), READ_BYTES_MAX)?;
             let Some(last) = entries.last() else {
                 return Err(Fault::new(format!(
-                    "the log of group {} lacks entry {from}, which its snapshot does not cover: restore this node \
-                     from its peers or a backup",
+                    "the log of group {} lacks entry {from}, which its snapshot does not cover: restore this \
+                     node from its peers or a backup",
                     self.group
                 )));
             };

@@ -1,7 +1,8 @@
 //! The keeper: flushes the state, has resident machines saved, and lets the log be cut behind both.
 //!
-//! Promises: the log is never cut beyond what `state` has flushed, nor, for a resident machine, beyond its last snapshot; a
-//! snapshot takes effect only when the state is flushed up to it, so that a restart never finds rows older than it.
+//! Promises: the log is never cut beyond what `state` has flushed, nor, for a resident machine, beyond its
+//! last snapshot; a snapshot takes effect only when the state is flushed up to it, so that a restart never
+//! finds rows older than it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,5 +1,5 @@
-//! A machine's place on this node: its queue of committed entries, the one worker that applies them, and the view that
-//! queries read.
+//! A machine's place on this node: its queue of committed entries, the one worker that applies them, and the
+//! view that queries read.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -124,8 +124,9 @@ impl Lane {
         self.role.store(Arc::new(Some(role)));
     }
 
-    /// Whether the published state holds everything ever acknowledged: this replica leads, nobody else can, and it has
-    /// applied an entry of its own term, hence all before it. Acknowledgements leave after their state is published.
+    /// Whether the published state holds everything ever acknowledged: this replica leads, nobody else can,
+    /// and it has applied an entry of its own term, hence all before it. Acknowledgements leave after their
+    /// state is published.
     pub fn reads_at_once(&self) -> bool {
         let role = self.role.load();
         role.as_ref().is_some_and(|role| {

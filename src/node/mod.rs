@@ -90,8 +90,8 @@ impl Node {
     /// Opens the node of a data directory and has it take up its machines.
     ///
     /// # Errors
-    /// `FailedPrecondition` if the directory is held by another process or needs `bootstrap`; `Damaged` names what does not
-    /// read as it was written.
+    /// `FailedPrecondition` if the directory is held by another process or needs `bootstrap`; `Damaged` names
+    /// what does not read as it was written.
     pub async fn open(config: NodeConfig) -> Result<Node, Error> {
         let opened = tokio::task::spawn_blocking(move || open::open(config)).await;
         let inner = Arc::new(opened.map_err(|e| Fault::new(format!("opening the node panicked: {e}")))??);
@@ -153,8 +153,8 @@ impl Node {
         }
     }
 
-    /// Stops the node: a last checkpoint, and everything closed. Later calls answer that it is stopping. The data
-    /// directory is free when the last copy of the node is dropped.
+    /// Stops the node: a last checkpoint, and everything closed. Later calls answer that it is stopping. The
+    /// data directory is free when the last copy of the node is dropped.
     pub async fn shutdown(&self) {
         self.inner.stopping.send_replace(true);
         let reconciling = self.inner.reconciling.lock().take();
@@ -283,7 +283,8 @@ impl Node {
         match tokio::time::timeout(patience, lane.wait_applied(index)).await {
             Ok(reached) => reached,
             Err(_) => Err(Error::DeadlineExceeded(format!(
-                "index {index} was not applied here within {} ms; this replica stands at {}: try again or ask for less",
+                "index {index} was not applied here within {} ms; this replica stands at {}: try again or \
+                 ask for less",
                 patience.as_millis(),
                 lane.published().head.index
             ))),
@@ -327,8 +328,8 @@ impl Node {
 
 /// Modules.
 impl Node {
-    /// Takes in a module: checked, made durable, compiled, and known to the catalog. The digest in the answer is that
-    /// of the component, which differs from the one sent if that was of a core module.
+    /// Takes in a module: checked, made durable, compiled, and known to the catalog. The digest in the answer
+    /// is that of the component, which differs from the one sent if that was of a core module.
     pub async fn push_module(&self, push: Push) -> Result<ModuleInfo, Error> {
         self.check_alive()?;
         let (inner, label) = (self.inner.clone(), push.label);
@@ -392,8 +393,8 @@ impl Node {
 
 /// Machines.
 impl Node {
-    /// Creates a machine from a module and has it apply its first input, `created`. If the machine refuses that, there is
-    /// no machine.
+    /// Creates a machine from a module and has it apply its first input, `created`. If the machine refuses
+    /// that, there is no machine.
     pub async fn create_machine(
         &self,
         name: &str,

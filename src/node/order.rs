@@ -1,7 +1,7 @@
 //! The order thread: feeds the shard with what arrives, and hands what comes out to those who do it.
 //!
-//! Promises: every proposal's waiter is told its fate once: the outcome, a refusal, or that the fate is unknown because the
-//! node stopped. Must never wait for anything but its own queue.
+//! Promises: every proposal's waiter is told its fate once: the outcome, a refusal, or that the fate is
+//! unknown because the node stopped. Must never wait for anything but its own queue.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -65,7 +65,8 @@ pub struct OrderQueue {
 }
 
 impl OrderQueue {
-    /// Queues an order. After the thread has ended it is dropped, and with it its waiter, who learns of it that way.
+    /// Queues an order. After the thread has ended it is dropped, and with it its waiter, who learns of it
+    /// that way.
     pub fn send(&self, order: Order) {
         // The only failure is that the node has stopped: dropping the order tells its waiter.
         let _ = self.sender.send(order);
@@ -189,7 +190,8 @@ impl OrderThread {
             self.stage.orders.send(Order::Shard(loaded));
         }
         for (group, why) in out.quarantined.drain(..) {
-            tracing::error!(%group, why, "the group is in quarantine: it answers nothing until the node is restarted");
+            tracing::error!(%group, why, "the group is in quarantine: it answers nothing until the node is \
+                restarted");
             if let Some(lane) = self.lanes.get(&group) {
                 lane.halt(&format!("in quarantine: {why}"));
             }

@@ -51,13 +51,14 @@ impl Shelf {
             || matches!(self.files.artefact(digest, self.fingerprint()), Ok(Artefact::Ready(_)))
     }
 
-    /// Takes in a module: its digest, its shape and its world are checked, it is made durable, and compiled. Blocks.
+    /// Takes in a module: its digest, its shape and its world are checked, it is made durable, and compiled.
+    /// Blocks.
     pub fn take(&self, expected: Digest, bytes: Bytes) -> Result<Taken, Error> {
         let actual = Digest::of(&bytes);
         if actual != expected {
             return Err(Error::Invalid(format!(
-                "the module's bytes have the digest {actual}, but {expected} was announced: they were damaged on the \
-                 way; push it again"
+                "the module's bytes have the digest {actual}, but {expected} was announced: they were \
+                 damaged on the way; push it again"
             )));
         }
         let limits = wasm::Limits { bytes_max: self.bytes_max, ..wasm::Limits::default() };

@@ -1,4 +1,5 @@
-//! The apply workers: a few threads that take lanes in turn, so that a slow machine does not hold up the others.
+//! The apply workers: a few threads that take lanes in turn, so that a slow machine does not hold up the
+//! others.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -1,9 +1,10 @@
-//! The only user of RocksDB: opens the two databases with the settings each needs, and reads, writes and flushes them.
+//! The only user of RocksDB: opens the two databases with the settings each needs, and reads, writes and
+//! flushes them.
 //!
-//! Promises: every write is one atomic batch; a block whose checksum does not match is an error and never an answer;
-//! after the first error every call answers that error (fail-stop), because a database that failed once may have lost
-//! what it acknowledged, and trying again can hide it. Must never retry, skip a damaged record, or answer from a
-//! database that failed.
+//! Promises: every write is one atomic batch; a block whose checksum does not match is an error and never an
+//! answer; after the first error every call answers that error (fail-stop), because a database that failed
+//! once may have lost what it acknowledged, and trying again can hide it. Must never retry, skip a damaged
+//! record, or answer from a database that failed.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,8 @@ pub struct Changes<'a> {
     families: Vec<(Family, &'a ColumnFamily)>,
 }
 
-/// The database as it was at one moment. Keeps the database open, and its rows from being dropped, while it lives.
+/// The database as it was at one moment. Keeps the database open, and its rows from being dropped, while it
+/// lives.
 pub struct Pinned {
     // Fields are dropped in this order: the options that point at the snapshot, the snapshot, the database.
     read: ReadOptions,
@@ -98,9 +100,9 @@ pub struct Preview {
 impl Db {
     /// Opens the log database, made if it is not there.
     ///
-    /// Its write-ahead log is replayed up to the first record that does not hold together: after a power failure that
-    /// is the write that was under way. Whether it was one that had been acknowledged is for the caller to check, by
-    /// [`Preview`], before this.
+    /// Its write-ahead log is replayed up to the first record that does not hold together: after a power
+    /// failure that is the write that was under way. Whether it was one that had been acknowledged is for the
+    /// caller to check, by [`Preview`], before this.
     pub fn open_log(path: &Path, sizes: Sizes) -> Result<Db, Error> {
         let options = log_options(sizes);
         Db::open("log", path, &options, vec![ColumnFamilyDescriptor::new("default", options.clone())])
@@ -226,8 +228,8 @@ impl Db {
     /// Turns the database off after `error`.
     fn stop(&self, doing: &str, error: &rocksdb::Error) -> Fault {
         self.fail(Fault::new(format!(
-            "{doing} {} failed: {error}. It answers nothing more: see to the disk (space, health), then start the \
-             node again",
+            "{doing} {} failed: {error}. It answers nothing more: see to the disk (space, health), then \
+             start the node again",
             self.place()
         )))
     }
@@ -271,8 +273,9 @@ impl<'a> Changes<'a> {
 impl Pinned {
     /// The database as it is now.
     pub fn new(db: Arc<Db>) -> Pinned {
-        // SAFETY: `Arc` keeps the `Db` at one address for as long as `self.db` lives; the reference is only given to the
-        // snapshot in this struct, which is private to it and dropped before `self.db` (fields drop in order).
+        // SAFETY: `Arc` keeps the `Db` at one address for as long as `self.db` lives; the reference is only
+        // given to the snapshot in this struct, which is private to it and dropped before `self.db` (fields
+        // drop in order).
         let alive: &'static DB = unsafe { &*std::ptr::from_ref(&db.db) };
         let snapshot = alive.snapshot();
         let mut read = ReadOptions::default();
@@ -294,8 +297,9 @@ impl Pinned {
 }
 
 impl Preview {
-    /// Looks into the log database without changing it. `whole`: end at the first damaged record of the write-ahead
-    /// log, as [`Db::open_log`] would; otherwise skip damaged records, to find out what they held.
+    /// Looks into the log database without changing it. `whole`: end at the first damaged record of the
+    /// write-ahead log, as [`Db::open_log`] would; otherwise skip damaged records, to find out what they
+    /// held.
     pub fn of_log(path: &Path, sizes: Sizes, whole: bool) -> Result<Preview, Error> {
         let mut options = log_options(sizes);
         if !whole {
@@ -375,7 +379,8 @@ fn log_options(sizes: Sizes) -> Options {
     options.set_block_based_table_factory(&block_options(&Cache::new_lru_cache(sizes.block_cache_bytes)));
     options.set_write_buffer_size(sizes.write_buffer_bytes / 2);
     options.set_max_write_buffer_number(4);
-    // A sync that overwrites the blocks of an old file has no file size to record: half the time of one that appends.
+    // A sync that overwrites the blocks of an old file has no file size to record: half the time of one that
+    // appends.
     options.set_recycle_log_file_num(4);
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     // There is one writer: nothing to gain from the machinery for many.

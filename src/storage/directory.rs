@@ -1,8 +1,8 @@
 //! The data directory: who may use it, whose it is, and where everything is in it.
 //!
-//! Promises: one process at a time; never used by another node than the one that made it, nor by a version that does
-//! not know its format; each refusal has an error of its own. Must never begin anew in a directory that holds
-//! something.
+//! Promises: one process at a time; never used by another node than the one that made it, nor by a version
+//! that does not know its format; each refusal has an error of its own. Must never begin anew in a directory
+//! that holds something.
 //!
 //! # Layout
 //! ```text
@@ -66,8 +66,8 @@ pub enum DirectoryError {
     },
     /// It belongs to a node of another name.
     #[error(
-        "the data directory {path} belongs to node {found:?}, not {expected:?}: start with --name {found}, or give \
-         this node another --data-dir"
+        "the data directory {path} belongs to node {found:?}, not {expected:?}: start with --name {found}, \
+         or give this node another --data-dir"
     )]
     OtherNode {
         /// The directory.
@@ -79,8 +79,8 @@ pub enum DirectoryError {
     },
     /// A later version wrote it.
     #[error(
-        "the data directory {path} has format {found}, and this version knows formats up to {FORMAT}: use the newer \
-         version that wrote it"
+        "the data directory {path} has format {found}, and this version knows formats up to {FORMAT}: use \
+         the newer version that wrote it"
     )]
     NewerFormat {
         /// The directory.
@@ -90,8 +90,8 @@ pub enum DirectoryError {
     },
     /// It holds data, but not whose.
     #[error(
-        "the data directory {path} holds data ({what}) but no identity: the file {path}/identity was removed. \
-         Restore it from a backup, or remove the directory and let the node catch up from its peers"
+        "the data directory {path} holds data ({what}) but no identity: the file {path}/identity was \
+         removed. Restore it from a backup, or remove the directory and let the node catch up from its peers"
     )]
     NoIdentity {
         /// The directory.
@@ -101,8 +101,8 @@ pub enum DirectoryError {
     },
     /// The identity is not as it was written.
     #[error(
-        "the file {path}/identity is damaged ({what}): restore it from a backup, or remove the directory and let the \
-         node catch up from its peers"
+        "the file {path}/identity is damaged ({what}): restore it from a backup, or remove the directory and \
+         let the node catch up from its peers"
     )]
     Damaged {
         /// The directory.

@@ -1,4 +1,5 @@
-//! The rows of a group's log, in the project's own words: what `raft` hands to the log thread and gets back at a start.
+//! The rows of a group's log, in the project's own words: what `raft` hands to the log thread and gets back
+//! at a start.
 
 use bytes::Bytes;
 

@@ -1,7 +1,9 @@
-//! Files that are either whole or not there: written under a temporary name, synced, renamed, the directory synced.
+//! Files that are either whole or not there: written under a temporary name, synced, renamed, the directory
+//! synced.
 //!
-//! Promises: after [`NewFile::keep`] returns, the file is on the disk under its name with all its bytes, also after a
-//! power failure; before that, only a temporary name can be found. Must never show a name before its bytes are synced.
+//! Promises: after [`NewFile::keep`] returns, the file is on the disk under its name with all its bytes, also
+//! after a power failure; before that, only a temporary name can be found. Must never show a name before its
+//! bytes are synced.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -1,13 +1,13 @@
 //! Modules as files named by the digest of their bytes, and beside them what was compiled from them.
 //!
-//! Promises: a module is there whole or not at all; its digest is checked at every load, and bytes that do not match are
-//! never handed out; a compiled artefact is a cache, checked at every use, and may be absent at any time. Must never
-//! hold a module larger than the limit in memory or on the disk.
+//! Promises: a module is there whole or not at all; its digest is checked at every load, and bytes that do
+//! not match are never handed out; a compiled artefact is a cache, checked at every use, and may be absent at
+//! any time. Must never hold a module larger than the limit in memory or on the disk.
 //!
 //! # Layout
 //! ```text
 //! modules/<digest>.wasm
-//! modules/compiled/<digest>-<fingerprint>.cwasm          native code: whoever can write it can run code in the node
+//! modules/compiled/<digest>-<fingerprint>.cwasm          native code: who writes it runs in the node
 //! modules/compiled/<digest>-<fingerprint>.cwasm.blake3   its sum, in hexadecimal digits
 //! ```
 
@@ -50,8 +50,8 @@ pub enum Artefact {
 }
 
 impl Modules {
-    /// The modules in `directory`, made if it is not there. What a crash left incomplete is removed. A module may have
-    /// `bytes_max` bytes.
+    /// The modules in `directory`, made if it is not there. What a crash left incomplete is removed. A module
+    /// may have `bytes_max` bytes.
     pub fn open(directory: &Path, bytes_max: u64) -> Result<Modules, Fault> {
         let modules = Modules { directory: directory.to_owned(), bytes_max, uploads: AtomicU64::new(0) };
         let compiled = modules.compiled();
@@ -87,8 +87,8 @@ impl Modules {
         let found = Digest::of(&bytes);
         if found != digest {
             return Err(Error::Damaged(format!(
-                "the module file {} is damaged: its bytes have the digest {found}, and its name says {digest}. Push the \
-                 module again, or restore the file from a backup or from another node",
+                "the module file {} is damaged: its bytes have the digest {found}, and its name says \
+                 {digest}. Push the module again, or restore the file from a backup or from another node",
                 path.display()
             )));
         }
@@ -175,7 +175,8 @@ impl Modules {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '_';
         if fingerprint.is_empty() || fingerprint.len() > 100 || !fingerprint.chars().all(plain) {
             return Err(Fault::new(format!(
-                "{fingerprint:?} is no engine fingerprint: 1 to 100 letters, digits, dots and underscores are expected"
+                "{fingerprint:?} is no engine fingerprint: 1 to 100 letters, digits, dots and underscores \
+                 are expected"
             )));
         }
         let name = format!("{digest}-{fingerprint}.cwasm");
@@ -201,8 +202,8 @@ impl Upload<'_> {
         self.bytes += bytes.len() as u64;
         if self.bytes > self.modules.bytes_max {
             return Err(Error::TooLarge(format!(
-                "the module has more than {} bytes, the limit for a module on this node: make it smaller (strip it, \
-                 optimise it for size), or raise the limit",
+                "the module has more than {} bytes, the limit for a module on this node: make it smaller \
+                 (strip it, optimise it for size), or raise the limit",
                 self.modules.bytes_max
             )));
         }
@@ -217,8 +218,8 @@ impl Upload<'_> {
             && expected != digest
         {
             return Err(Error::Invalid(format!(
-                "the module arrived with the digest {digest}, but was announced as {expected}: it changed on the way; \
-                 push it again"
+                "the module arrived with the digest {digest}, but was announced as {expected}: it changed on \
+                 the way; push it again"
             )));
         }
         let path = self.modules.path(digest);
@@ -242,7 +243,8 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The blake3 of a file, in hexadecimal digits, read in portions: an artefact is large and is mapped afterwards.
+/// The blake3 of a file, in hexadecimal digits, read in portions: an artefact is large and is mapped
+/// afterwards.
 fn sum_of(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut sum = blake3::Hasher::new();

@@ -1,15 +1,16 @@
 //! Snapshots of machines as files, one form for both kinds: the host's rows, then what the guest wrote.
 //!
-//! Promises: a snapshot is there whole or not at all; every byte is covered by a checksum that is looked at before the
-//! byte is used, and the file as a whole by another, so that a missing part is noticed as well; a damaged file is told by
-//! name. Must never hand out bytes of a block whose checksum does not match.
+//! Promises: a snapshot is there whole or not at all; every byte is covered by a checksum that is looked at
+//! before the byte is used, and the file as a whole by another, so that a missing part is noticed as well; a
+//! damaged file is told by name. Must never hand out bytes of a block whose checksum does not match.
 //!
 //! # Form
 //! `snapshots/<group>-<index>.snap`: 8 bytes of magic, then blocks. A block: length of its payload (4 bytes,
-//! little-endian), crc32 over section and payload (4 bytes), section (1 byte), payload. Sections come in this order:
+//! little-endian), crc32 over section and payload (4 bytes), section (1 byte), payload. Sections come in this
+//! order:
 //! 1. header: one block, a protobuf message, among it the machine's head
-//! 2. rows: a stream, cut into blocks of up to 1 MiB, each compressed with zstd. A row: table (1 byte), length of the key,
-//!    length of the value (4 bytes each, little-endian), key, value
+//! 2. rows: a stream, cut into blocks of up to 1 MiB, each compressed with zstd. A row: table (1 byte),
+//!    length of the key, length of the value (4 bytes each, little-endian), key, value
 //! 3. guest: the guest's own bytes, cut and compressed likewise
 //! 4. end: one block, the blake3 of all before it
 //!
@@ -226,15 +227,15 @@ impl Snapshots {
     }
 }
 
-/// Writes the rows of a machine, as they are in `state`, into a snapshot of it. All that a stored machine's snapshot
-/// needs; a resident machine's guest writes its part afterwards.
+/// Writes the rows of a machine, as they are in `state`, into a snapshot of it. All that a stored machine's
+/// snapshot needs; a resident machine's guest writes its part afterwards.
 pub fn write_rows(writer: &mut SnapshotWriter, state: &StateSnapshot, group: GroupId) -> Result<(), Fault> {
     state.rows(group, &mut |table, key, value| writer.put(table, key, value))
 }
 
-/// Replaces a machine's rows by those of a snapshot, whose every byte is looked at before the first row is replaced.
-/// When it returns, the rows and the head are durable. After a crash in the middle [`StateDb::open`] names the group
-/// among the interrupted.
+/// Replaces a machine's rows by those of a snapshot, whose every byte is looked at before the first row is
+/// replaced. When it returns, the rows and the head are durable. After a crash in the middle
+/// [`StateDb::open`] names the group among the interrupted.
 pub fn install(state: &StateDb, mut snapshot: SnapshotReader) -> Result<Header, Error> {
     SnapshotReader::open(snapshot.path())?.verify()?;
     let header = snapshot.header().clone();

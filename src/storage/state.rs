@@ -1,13 +1,13 @@
 //! The state database: the tables of all machines on this node, as views at one point of their history.
 //!
-//! Promises: a machine's rows and its head are written together and come back together: after a crash every machine
-//! stands at the head it has, with exactly the rows of that head, though perhaps an earlier one than before, which the
-//! log replays; a view never leaves its machine; a view at a point does not change. Must never answer from a damaged
-//! block, and must never call a head durable that could still be lost.
+//! Promises: a machine's rows and its head are written together and come back together: after a crash every
+//! machine stands at the head it has, with exactly the rows of that head, though perhaps an earlier one than
+//! before, which the log replays; a view never leaves its machine; a view at a point does not change. Must
+//! never answer from a damaged block, and must never call a head durable that could still be lost.
 //!
 //! # How
-//! Writes go to memory only (no write-ahead log) and to files by flushes that take all column families as of one
-//! moment, in the order of the writes: so what survives a crash is what was there after some write.
+//! Writes go to memory only (no write-ahead log) and to files by flushes that take all column families as of
+//! one moment, in the order of the writes: so what survives a crash is what was there after some write.
 //!
 //! # Keys
 //! The group (8 bytes, big-endian), then the table's own key.
@@ -82,13 +82,14 @@ pub type RowVisitor<'a> = dyn FnMut(Table, &[u8], &[u8]) -> Result<(), Fault> + 
 pub struct Opened {
     /// Where each machine stands; all of it is durable.
     pub heads: BTreeMap<GroupId, Head>,
-    /// Machines whose rows were being replaced when the node stopped, with the index of the snapshot they were being
-    /// replaced from. They have no head and no rows: install that snapshot again.
+    /// Machines whose rows were being replaced when the node stopped, with the index of the snapshot they
+    /// were being replaced from. They have no head and no rows: install that snapshot again.
     pub interrupted: BTreeMap<GroupId, Index>,
 }
 
 impl StateDb {
-    /// Opens the state in `directory`, made if it is not there. A replacement that was cut short is cleared away.
+    /// Opens the state in `directory`, made if it is not there. A replacement that was cut short is cleared
+    /// away.
     pub fn open(directory: &Path, sizes: StateSizes) -> Result<(StateDb, Opened), Error> {
         let StateSizes { write_buffer_bytes, block_cache_bytes, open_files_max } = sizes;
         let sizes = Sizes { write_buffer_bytes, block_cache_bytes, open_files_max };
@@ -118,7 +119,8 @@ impl StateDb {
         StateSnapshot { pinned: Arc::new(Pinned::new(self.db.clone())) }
     }
 
-    /// Writes one batch's effects and the head after them, all or nothing. Durable after the next [`flush`](Self::flush).
+    /// Writes one batch's effects and the head after them, all or nothing. Durable after the next
+    /// [`flush`](Self::flush).
     pub fn write<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         group: GroupId,
@@ -137,8 +139,8 @@ impl StateDb {
         self.write_head(changes, group, head)
     }
 
-    /// Flushes everything written before the call, and returns how far each machine is now durable. The log may be
-    /// truncated up to there and no further.
+    /// Flushes everything written before the call, and returns how far each machine is now durable. The log
+    /// may be truncated up to there and no further.
     pub fn flush(&self) -> Result<BTreeMap<GroupId, Index>, Fault> {
         let _flushing = self.flushing.lock();
         // Taken before the flush begins: what is written while it runs may or may not be in it.
@@ -156,8 +158,8 @@ impl StateDb {
         self.progress.lock().durable.get(&group).copied().unwrap_or_default()
     }
 
-    /// Removes all of a machine. Durable after the next flush: a node that starts again must drop again the groups that
-    /// its catalog does not know.
+    /// Removes all of a machine. Durable after the next flush: a node that starts again must drop again the
+    /// groups that its catalog does not know.
     pub fn drop_group(&self, group: GroupId) -> Result<(), Fault> {
         let mut changes = self.db.changes(&FAMILIES)?;
         delete_group(&mut changes, group);
@@ -165,8 +167,8 @@ impl StateDb {
         self.db.write(changes, Durability::Memory)
     }
 
-    /// Begins to replace all of a machine's rows, as of the snapshot at `index`. Its views at earlier points stay as
-    /// they are. Until [`Replacement::finish`] the machine has no head, also after a crash.
+    /// Begins to replace all of a machine's rows, as of the snapshot at `index`. Its views at earlier points
+    /// stay as they are. Until [`Replacement::finish`] the machine has no head, also after a crash.
     pub fn replace(&self, group: GroupId, index: Index) -> Result<Replacement<'_>, Fault> {
         self.begin_replacing(group, index)?;
         Ok(Replacement { state: self, group, changes: self.db.changes(&FAMILIES)?, key: Vec::new() })
@@ -177,8 +179,8 @@ impl StateDb {
         self.db.failure()
     }
 
-    /// Clears all rows and leaves the mark, in one write: whatever part of the new rows a crash leaves, the mark is
-    /// there with them, because what survives is always the beginning of what was written.
+    /// Clears all rows and leaves the mark, in one write: whatever part of the new rows a crash leaves, the
+    /// mark is there with them, because what survives is always the beginning of what was written.
     fn begin_replacing(&self, group: GroupId, index: Index) -> Result<(), Fault> {
         let mut changes = self.db.changes(&FAMILIES)?;
         delete_group(&mut changes, group);
@@ -205,7 +207,8 @@ impl StateDb {
     }
 }
 
-/// A machine whose rows are being replaced. Dropped before it is finished, it leaves the machine without a head.
+/// A machine whose rows are being replaced. Dropped before it is finished, it leaves the machine without a
+/// head.
 pub struct Replacement<'a> {
     state: &'a StateDb,
     group: GroupId,
@@ -359,8 +362,8 @@ fn read_heads(db: &Db) -> Result<Opened, Error> {
         (_, Some(what)) => what,
     };
     Err(Error::Damaged(format!(
-        "{} is damaged: {damage}. Restore this data directory from a backup, or remove it and let the node catch up \
-         from its peers",
+        "{} is damaged: {damage}. Restore this data directory from a backup, or remove it and let the node \
+         catch up from its peers",
         db.place()
     )))
 }

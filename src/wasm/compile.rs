@@ -1,7 +1,8 @@
-//! Compilation in a process of its own: at low priority, with limits on memory and time, because some small modules take
-//! minutes and gigabytes to compile.
+//! Compilation in a process of its own: at low priority, with limits on memory and time, because some small
+//! modules take minutes and gigabytes to compile.
 //!
-//! The parent writes the component to the child's standard input and reads the compiled form from its standard output.
+//! The parent writes the component to the child's standard input and reads the compiled form from its
+//! standard output.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -56,7 +57,8 @@ pub enum CompileError {
     Refused(String),
     /// It took too long.
     #[error(
-        "compiling takes more than {seconds_max} s of processor time, the limit: make the module smaller or raise `compile_seconds_max`"
+        "compiling takes more than {seconds_max} s of processor time, the limit: make the module smaller or \
+         raise `compile_seconds_max`"
     )]
     TooLong {
         /// The limit.
@@ -64,7 +66,8 @@ pub enum CompileError {
     },
     /// It took too much memory.
     #[error(
-        "compiling takes more than {memory_bytes_max} bytes of memory, the limit: make the module smaller or raise `compile_memory_bytes_max`"
+        "compiling takes more than {memory_bytes_max} bytes of memory, the limit: make the module smaller or \
+         raise `compile_memory_bytes_max`"
     )]
     TooMuchMemory {
         /// The limit.
@@ -135,8 +138,8 @@ impl Parent<'_> {
             .spawn()
     }
 
-    /// Waits for the child, but not for ever: it has low priority, so on a busy machine its time on the wall may be several
-    /// times its processor time, which the kernel limits.
+    /// Waits for the child, but not for ever: it has low priority, so on a busy machine its time on the wall
+    /// may be several times its processor time, which the kernel limits.
     fn wait(&self, child: &mut Child) -> Result<ExitStatus, CompileError> {
         const WALL_FACTOR: u64 = 5;
         let looks_max = self.limits.seconds_max * WALL_FACTOR * 1_000 / LOOK_INTERVAL.as_millis() as u64;
@@ -181,7 +184,8 @@ fn read_all(pipe: &mut impl Read) -> io::Result<Vec<u8>> {
 
 /// The child: limits itself, reads a component, writes its compiled form. Returns the exit code.
 ///
-/// `arguments` are those after the subcommand: the engine's memory limit and instances, the limits on memory and time.
+/// `arguments` are those after the subcommand: the engine's memory limit and instances, the limits on memory
+/// and time.
 pub fn child(arguments: &[String]) -> u8 {
     let numbers: Option<Vec<u64>> = arguments.iter().map(|argument| argument.parse().ok()).collect();
     let Some([engine_memory, instances, memory_bytes_max, seconds_max]) = numbers.as_deref() else {

@@ -1,5 +1,5 @@
-//! The types of the contract as they cross the boundary between host and guest. Their shapes are checked against the
-//! component when it is loaded.
+//! The types of the contract as they cross the boundary between host and guest. Their shapes are checked
+//! against the component when it is loaded.
 
 // Guests make the values of `EventKind` and `Level`; rustc only sees that nobody here does.
 #![allow(dead_code)]

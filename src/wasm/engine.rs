@@ -1,7 +1,8 @@
 //! The engine that all machines of a node run on: the only place that makes a `wasmtime::Config`.
 //!
-//! What is set here decides what bytes machines compute, so it is part of the fingerprint that each machine records.
-//! Features are switched by name, also those that are off by default today, because defaults change between versions.
+//! What is set here decides what bytes machines compute, so it is part of the fingerprint that each machine
+//! records. Features are switched by name, also those that are off by default today, because defaults change
+//! between versions.
 
 use wasmtime::{Config, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy};
 
@@ -13,7 +14,8 @@ const WASMTIME_VERSION: &str = "48.0.8";
 /// Raised when a setting here, or a price in `host`, changes what machines compute.
 const SETTINGS_VERSION: u32 = 1;
 
-/// Bytes of stack that a guest may use. Fuel reaches its end first in all but the deepest recursions, and both trap.
+/// Bytes of stack that a guest may use. Fuel reaches its end first in all but the deepest recursions, and
+/// both trap.
 const STACK_BYTES_MAX: usize = 512 << 10;
 
 /// Elements of a table, at most.
@@ -22,8 +24,8 @@ pub const TABLE_ELEMENTS_MAX: usize = 100_000;
 /// Core instances and memories within one component instance, at most.
 pub const CORE_INSTANCES_MAX: u32 = 64;
 
-/// What an operator may choose. The memory limit is part of the fingerprint: whether a guest's memory may grow is part
-/// of what it computes.
+/// What an operator may choose. The memory limit is part of the fingerprint: whether a guest's memory may
+/// grow is part of what it computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineSettings {
     /// Linear memory of one instance, at most.
@@ -62,7 +64,8 @@ impl Engine {
         Ok(Engine { engine, settings, fingerprint })
     }
 
-    /// Names the version and the settings: machines that ran under one fingerprint are never run under another.
+    /// Names the version and the settings: machines that ran under one fingerprint are never run under
+    /// another.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
@@ -99,7 +102,8 @@ fn on(config: &mut Config) {
         .wasm_extended_const(true);
 }
 
-/// What they may not: chance, threads, or simply not needed yet. Features whose code is not compiled in have no switch.
+/// What they may not: chance, threads, or simply not needed yet. Features whose code is not compiled in have
+/// no switch.
 fn off(config: &mut Config) {
     config
         .wasm_relaxed_simd(false)

@@ -1,7 +1,7 @@
 //! The functions of the contract that guests import: each charges fuel, then asks the frame.
 //!
-//! Fuel is charged by the number of calls and by the bytes that cross, so that a guest that only calls the host ends too.
-//! The prices are part of the engine's fingerprint.
+//! Fuel is charged by the number of calls and by the bytes that cross, so that a guest that only calls the
+//! host ends too. The prices are part of the engine's fingerprint.
 
 use bytes::Bytes;
 use wasmtime::component::{Linker, LinkerInstance};

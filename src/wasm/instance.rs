@@ -1,7 +1,7 @@
 //! One instance of a component: a wasmtime `Store` of its own, a budget for every call.
 //!
-//! Promises: the frame always comes back, whatever the guest does; a result counts only after the guest's own clean-up has
-//! ended; no text of this computer gets further than this node's log.
+//! Promises: the frame always comes back, whatever the guest does; a result counts only after the guest's own
+//! clean-up has ended; no text of this computer gets further than this node's log.
 
 use bytes::Bytes;
 use wasmtime::component::TypedFunc;
@@ -16,7 +16,8 @@ use crate::machine::frame::limits::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::machine::guest::{self, Ending, Guest, Instance, QueryView};
 use crate::machine::outcome;
 
-/// Fuel for making an instance, its start function included. Fixed, because instances are made ahead of their batch.
+/// Fuel for making an instance, its start function included. Fixed, because instances are made ahead of their
+/// batch.
 const INSTANTIATE_FUEL: u64 = 200_000_000;
 
 /// Fuel for a save or restore, which the contract bounds by time: about the time that this much fuel takes.

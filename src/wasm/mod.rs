@@ -5,8 +5,8 @@
 //! - [`validate`]: what a module must be before anything compiles
 //! - [`compile`]: compilation, bounded, in a process of its own
 //! - [`module`]: a loaded module; [`instance`]: one instance of it; [`query`]: warm instances for queries
-//! - `contract`: the types of the contract as they cross the boundary; `host`: its functions; `wasi`: the small
-//!   deterministic part of WASI
+//! - `contract`: the types of the contract as they cross the boundary; `host`: its functions; `wasi`: the
+//!   small deterministic part of WASI
 
 pub mod compile;
 mod contract;

@@ -31,8 +31,8 @@ pub struct Exports {
 impl Module {
     /// Loads what [`compile`](super::compile) made. The caller has verified that the file is what was stored.
     pub fn load(engine: &Engine, artefact: &Path, world: World) -> Result<Module, Fault> {
-        // SAFETY: the file was made by this program's own compiler process and is compared, every byte, with the sum
-        // that was kept when it was stored; wasmtime compares its version and settings itself.
+        // SAFETY: the file was made by this program's own compiler process and is compared, every byte, with
+        // the sum that was kept when it was stored; wasmtime compares its version and settings itself.
         let component = unsafe { Component::deserialize_file(&engine.engine, artefact) };
         let component = component.map_err(|e| {
             Fault::new(format!(

@@ -1,4 +1,5 @@
-//! Warm instances for queries: queries owe no determinism, and a fresh instance costs as much as the rest of a read.
+//! Warm instances for queries: queries owe no determinism, and a fresh instance costs as much as the rest of
+//! a read.
 
 use parking_lot::Mutex;
 

@@ -1,7 +1,8 @@
 //! What a module must be before anything compiles: hostile bytes end here.
 //!
-//! In this order: its size, its encoding, bounds on counts and nesting, validity, its imports and exports by name, and
-//! their types against exactly one world of the contract. Each fault is named with its value and limit.
+//! In this order: its size, its encoding, bounds on counts and nesting, validity, its imports and exports by
+//! name, and their types against exactly one world of the contract. Each fault is named with its value and
+//! limit.
 
 use std::collections::BTreeSet;
 
@@ -114,7 +115,8 @@ pub enum Rejected {
     },
     /// An export of the contract is not there.
     #[error(
-        "the module does not export {name}: build it against the world `stored` or `resident` of statehouse:machine@0.1.0"
+        "the module does not export {name}: build it against the world `stored` or `resident` of \
+         statehouse:machine@0.1.0"
     )]
     MissingExport {
         /// The export.
@@ -172,8 +174,8 @@ fn componentize(module: &[u8], limits: &Limits) -> Result<Vec<u8>, Rejected> {
     });
     if !described {
         return Err(Rejected::NotAComponent(
-            "it is a core module without component metadata: build it with wit-bindgen, or make a component of it \
-             with `wasm-tools component embed` and `component new`"
+            "it is a core module without component metadata: build it with wit-bindgen, or make a component \
+             of it with `wasm-tools component embed` and `component new`"
                 .into(),
         ));
     }
@@ -309,8 +311,8 @@ fn check_imports(surface: &Surface, world: World) -> Result<(), Rejected> {
     Ok(())
 }
 
-/// Compares types with the world's. A component that uses WASI is compared when it is linked, because the contract's
-/// worlds do not have those imports.
+/// Compares types with the world's. A component that uses WASI is compared when it is linked, because the
+/// contract's worlds do not have those imports.
 fn check_types(component: &[u8], surface: &Surface, world: World) -> Result<(), Rejected> {
     if surface.imports.iter().any(|name| wasi::is_allowed(name)) {
         return Ok(());

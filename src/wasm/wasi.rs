@@ -1,5 +1,6 @@
-//! The small deterministic part of WASI, for languages whose runtime asks for it: clocks are the log's clock, random bytes
-//! come from a stream seeded by machine, index and offset, the environment is empty, and all else traps.
+//! The small deterministic part of WASI, for languages whose runtime asks for it: clocks are the log's clock,
+//! random bytes come from a stream seeded by machine, index and offset, the environment is empty, and all
+//! else traps.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::types::ComponentItem;

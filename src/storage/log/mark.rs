@@ -1,9 +1,9 @@
 //! The mark: how far the log was acknowledged, kept in a small file beside the database.
 //!
-//! After a power failure the write-ahead log ends somewhere, and a damaged record can look like the write that was
-//! under way. The mark tells them apart: a log that ends before it has lost acknowledged writes. It is written after each
-//! sync and not synced itself, so after a power failure it may be older than the log and then proves less; it is never
-//! ahead. Must never be written before the sync it stands for.
+//! After a power failure the write-ahead log ends somewhere, and a damaged record can look like the write
+//! that was under way. The mark tells them apart: a log that ends before it has lost acknowledged writes. It
+//! is written after each sync and not synced itself, so after a power failure it may be older than the log
+//! and then proves less; it is never ahead. Must never be written before the sync it stands for.
 
 use std::fs::{File, OpenOptions};
 use std::io;

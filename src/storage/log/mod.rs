@@ -1,9 +1,9 @@
 //! The log database: every group's entries and Raft state, synced before anybody is told.
 //!
-//! Promises: [`LogDb::open`] returns everything that was ever reported done and not dropped since, or an error that
-//! names what is damaged; a write that was under way when the power failed is wholly there or not at all, with all of
-//! a group's later writes gone as well. Must never drop an entry that was reported durable, nor start over a log that
-//! lost some.
+//! Promises: [`LogDb::open`] returns everything that was ever reported done and not dropped since, or an
+//! error that names what is damaged; a write that was under way when the power failed is wholly there or not
+//! at all, with all of a group's later writes gone as well. Must never drop an entry that was reported
+//! durable, nor start over a log that lost some.
 //!
 //! # Layout
 //! - [`row`]: keys and sealed values
@@ -55,7 +55,8 @@ struct Tail {
 /// The log's file beside RocksDB's own; no name of theirs has this form.
 const MARK_FILE: &str = "ACKNOWLEDGED";
 
-/// Enough for the log of a busy node between two flushes, and little when it is idle: both are allocated as they fill.
+/// Enough for the log of a busy node between two flushes, and little when it is idle: both are allocated as
+/// they fill.
 const SIZES: Sizes = Sizes { write_buffer_bytes: 128 << 20, block_cache_bytes: 4 << 20, open_files_max: 256 };
 
 impl LogDb {
@@ -86,8 +87,8 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// The entries of `group` from `from` up to, not including, `to`: as many as fit in `bytes_max`, but at least one
-    /// if there is one. Ends early where the log ends or begins later.
+    /// The entries of `group` from `from` up to, not including, `to`: as many as fit in `bytes_max`, but at
+    /// least one if there is one. Ends early where the log ends or begins later.
     pub fn entries(
         &self,
         group: GroupId,
@@ -174,8 +175,8 @@ fn check_mark(directory: &Path, mark_path: &Path) -> Result<(), Error> {
         Reading::UpTo(sequence) => sequence,
         Reading::Damaged => {
             return Err(Error::Damaged(format!(
-                "{} is damaged. It tells whether the log has lost anything that was acknowledged; remove it to start \
-                 without that check",
+                "{} is damaged. It tells whether the log has lost anything that was acknowledged; remove it \
+                 to start without that check",
                 mark_path.display()
             )));
         }
@@ -185,9 +186,9 @@ fn check_mark(directory: &Path, mark_path: &Path) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Damaged(format!(
-        "the log database in {} is damaged: it held {acknowledged} changes that were acknowledged, of which only the \
-         first {there} can be read; {}. Restore this data directory from a backup, or remove it and let the node \
-         catch up from its peers. Nothing was changed",
+        "the log database in {} is damaged: it held {acknowledged} changes that were acknowledged, of which \
+         only the first {there} can be read; {}. Restore this data directory from a backup, or remove it and \
+         let the node catch up from its peers. Nothing was changed",
         directory.display(),
         first_loss(directory)?
     )))
@@ -251,8 +252,8 @@ fn read_groups(db: &Db) -> Result<BTreeMap<GroupId, GroupLog>, Error> {
         },
     };
     Err(Error::Damaged(format!(
-        "{} is damaged: {damage}. Restore this data directory from a backup, or remove it and let the node catch up \
-         from its peers",
+        "{} is damaged: {damage}. Restore this data directory from a backup, or remove it and let the node \
+         catch up from its peers",
         db.place()
     )))
 }

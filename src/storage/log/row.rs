@@ -1,12 +1,14 @@
-//! The stored form of a log's rows: keys that sort by group and index, values sealed with a checksum of our own.
+//! The stored form of a log's rows: keys that sort by group and index, values sealed with a checksum of our
+//! own.
 //!
-//! RocksDB checks its blocks; the seal also covers what happens to a row before it is in a block and after it has left
-//! one, and ties a value to its key, so that a row in the wrong place is noticed too. Must never change the form of a
-//! row without a new format number in `directory`.
+//! RocksDB checks its blocks; the seal also covers what happens to a row before it is in a block and after it
+//! has left one, and ties a value to its key, so that a row in the wrong place is noticed too. Must never
+//! change the form of a row without a new format number in `directory`.
 //!
 //! # Form
-//! - keys: group (8 bytes, big-endian), index (8 bytes, big-endian); index 0 has a third part, which of the group's
-//!   own rows it is (1 byte). So all of a group is one range: first its own rows, then its entries in order.
+//! - keys: group (8 bytes, big-endian), index (8 bytes, big-endian); index 0 has a third part, which of the
+//!   group's own rows it is (1 byte). So all of a group is one range: first its own rows, then its entries in
+//!   order.
 //! - values: crc32 over key and rest (4 bytes, little-endian), rest.
 
 use bytes::Bytes;
@@ -92,7 +94,8 @@ pub fn group_end(group: GroupId) -> Vec<u8> {
     }
 }
 
-/// Writes the stored form of `entry` into `value`, which is emptied first: the caller's buffer serves many entries.
+/// Writes the stored form of `entry` into `value`, which is emptied first: the caller's buffer serves many
+/// entries.
 pub fn write_entry(key: &[u8; 16], entry: &Entry, value: &mut Vec<u8>) {
     value.clear();
     value.reserve(ENTRY_HEADER_BYTES + entry.data.len());
@@ -136,7 +139,8 @@ struct HardStateRow {
     commit: u64,
 }
 
-/// The stored form of [`Own::Membership`]: who was in a group as of an index. Snapshots keep it in the same form.
+/// The stored form of [`Own::Membership`]: who was in a group as of an index. Snapshots keep it in the same
+/// form.
 #[derive(Clone, PartialEq, Message)]
 pub struct MembershipRow {
     #[prost(uint64, tag = "1")]

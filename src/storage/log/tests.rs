@@ -304,7 +304,8 @@ fn a_torn_end_is_dropped_only_behind_what_was_acknowledged() {
     write_and_vanish(&path, 1, 50);
     let wal = files(&path, "log").pop().expect("there is a write-ahead log");
     let whole = std::fs::read(&wal).unwrap();
-    // A write that was under way: half a record, then nothing; or a record whose middle never reached the disk.
+    // A write that was under way: half a record, then nothing; or a record whose middle never reached the
+    // disk.
     for torn in [&whole[100..130], &[0x5a; 4_000][..], &[0; 4_000][..]] {
         std::fs::write(&wal, [&whole, torn].concat()).unwrap();
         let copy = place.path().join("copy");
@@ -419,7 +420,8 @@ proptest! {
                 }
                 Step::Truncate { on, same } => {
                     let index = model.start.0 + on;
-                    let kept = (index.checked_sub(model.start.0 + 1)).and_then(|at| model.terms.get(at as usize));
+                    let position = index.checked_sub(model.start.0 + 1);
+                    let kept = position.and_then(|at| model.terms.get(at as usize));
                     let term = if same { kept.copied().unwrap_or(term) } else { term + 1 };
                     model.truncate(index, term);
                     queued.push(truncation(group, 0, index, term));

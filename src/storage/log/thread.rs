@@ -1,8 +1,8 @@
 //! The one writer of the log: everything queued since the last sync becomes one synced write.
 //!
-//! Promises: writes of a group are applied in the order they were queued; a number is reported only when its write is
-//! as durable as Raft needs; after a failure nothing more is reported, the node is told once, and every later call
-//! answers the fault. Must never report a number whose sync failed, or go on after one did.
+//! Promises: writes of a group are applied in the order they were queued; a number is reported only when its
+//! write is as durable as Raft needs; after a failure nothing more is reported, the node is told once, and
+//! every later call answers the fault. Must never report a number whose sync failed, or go on after one did.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,8 @@ use crate::id::{GroupId, Index, Term};
 use crate::storage::db::{Changes, Db, Durability, Family};
 use crate::storage::entry::LogWrite;
 
-/// When this much is gathered it is written, though more is queued: bounds memory and how long the first one waits.
+/// When this much is gathered it is written, though more is queued: bounds memory and how long the first one
+/// waits.
 const WRITE_BYTES_MAX: usize = 16 << 20;
 
 /// The thread that writes the log. Stops when dropped, after writing what is queued.
@@ -40,9 +41,9 @@ enum Order {
 }
 
 impl LogThread {
-    /// Starts the thread. `on_done` is called on it after each write, with the group and number of all that is now
-    /// durable; it must be quick, because the next write waits for it. `on_failure` is called at most once, when the
-    /// database failed: the node must stop serving.
+    /// Starts the thread. `on_done` is called on it after each write, with the group and number of all that
+    /// is now durable; it must be quick, because the next write waits for it. `on_failure` is called at most
+    /// once, when the database failed: the node must stop serving.
     pub fn start(
         log: LogDb,
         on_done: impl FnMut(Vec<(GroupId, u64)>) + Send + 'static,
@@ -89,8 +90,8 @@ impl Drop for LogThread {
 }
 
 impl LogQueue {
-    /// Queues `writes`. How much may be queued is bounded by who queues: a Raft group has a bounded number of entries
-    /// under way.
+    /// Queues `writes`. How much may be queued is bounded by who queues: a Raft group has a bounded number of
+    /// entries under way.
     pub fn write(&self, writes: Vec<LogWrite>) -> Result<(), Fault> {
         if let Some(fault) = self.db.failure() {
             return Err(fault);
@@ -151,7 +152,8 @@ impl Writer {
         for write in writes {
             if let Err(what) = self.take(&write, gathered) {
                 return Err(self.db.fail(Fault::new(format!(
-                    "the log of group {} was given {what}: a mistake of this program; nothing of it was written",
+                    "the log of group {} was given {what}: a mistake of this program; nothing of it was \
+                     written",
                     write.group
                 ))));
             }
@@ -265,8 +267,9 @@ fn take_entries(
     Ok(())
 }
 
-/// Drops everything up to `start`. If the log does not hold that very entry, a snapshot has replaced its history: then
-/// what comes after `start` is of another history as well, and all of it goes (Raft, section 7).
+/// Drops everything up to `start`. If the log does not hold that very entry, a snapshot has replaced its
+/// history: then what comes after `start` is of another history as well, and all of it goes (Raft, section
+/// 7).
 fn take_start(tail: &mut Tail, group: GroupId, start: (Index, Term), changes: &mut Changes) {
     if start.0 <= tail.start.0 {
         return;

@@ -87,8 +87,8 @@ impl SnapshotReader {
         Ok(())
     }
 
-    /// What the guest wrote, passing over rows that were not read. The last read answers an error if the file does not
-    /// end as it should.
+    /// What the guest wrote, passing over rows that were not read. The last read answers an error if the file
+    /// does not end as it should.
     pub fn guest(self) -> GuestSource {
         GuestSource { blocks: self.blocks }
     }
@@ -229,8 +229,8 @@ impl Blocks {
 
     fn damaged(&self, what: &str) -> Error {
         Error::Damaged(format!(
-            "the snapshot file {} is damaged: {what}. Restore it from a backup, or remove this node's data directory \
-             and let the node catch up from its peers",
+            "the snapshot file {} is damaged: {what}. Restore it from a backup, or remove this node's data \
+             directory and let the node catch up from its peers",
             self.path.display()
         ))
     }

@@ -42,8 +42,8 @@ impl SnapshotWriter {
     pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Fault> {
         if key.len().max(value.len()) > ROW_PART_BYTES_MAX {
             return Err(Fault::new(format!(
-                "a row of {table:?} has a key of {} and a value of {} bytes; {ROW_PART_BYTES_MAX} is the most a \
-                 snapshot takes",
+                "a row of {table:?} has a key of {} and a value of {} bytes; {ROW_PART_BYTES_MAX} is the \
+                 most a snapshot takes",
                 key.len(),
                 value.len()
             )));
