@@ -1,7 +1,8 @@
-//! What a batch costs: 256-byte puts into the kv guest, in batches of 1 to 1,000, beside the same code compiled natively.
+//! What a batch costs: 256-byte puts into the kv guest, in batches of 1 to 1,000, beside the same code
+//! compiled natively.
 //!
-//! Both sides start from an empty machine and write to memory; the WebAssembly side makes its instance, runs the heart
-//! and computes the hash chain, the native side only runs the kv code over its own map.
+//! Both sides start from an empty machine and write to memory; the WebAssembly side makes its instance, runs
+//! the heart and computes the hash chain, the native side only runs the kv code over its own map.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -39,7 +40,8 @@ fn created() -> (Head, Arc<MemoryView>, Box<dyn Guest>) {
     let mut guest = module.guest([0; 32], GuestSettings::default());
     let create = Batch { time_ms: 1, operations: vec![Operation::create(Digest::of(KV), Bytes::new())] };
     let view = Arc::new(MemoryView::default());
-    let applied = apply::stored(&Head::default(), Index(1), &create, view, guest.as_mut()).expect("it applies");
+    let applied =
+        apply::stored(&Head::default(), Index(1), &create, view, guest.as_mut()).expect("it applies");
     let mut rows = MemoryView::default();
     for write in applied.writes {
         rows.put(write.table, write.key, write.value);
@@ -55,7 +57,8 @@ fn bench(criterion: &mut Criterion) {
         let batch = Batch::of_commands(2, puts(count));
         group.bench_with_input(BenchmarkId::new("guest", count), &batch, |bencher, batch| {
             bencher.iter(|| {
-                apply::stored(&head, Index(2), black_box(batch), view.clone(), guest.as_mut()).expect("it applies")
+                apply::stored(&head, Index(2), black_box(batch), view.clone(), guest.as_mut())
+                    .expect("it applies")
             });
         });
         let commands = puts(count);

@@ -1,5 +1,5 @@
-//! What a point read costs beyond the network: one key of 10,000 through the kv guest, in a warm instance, on a view of the
-//! state database.
+//! What a point read costs beyond the network: one key of 10,000 through the kv guest, in a warm instance, on
+//! a view of the state database.
 
 use std::hint::black_box;
 

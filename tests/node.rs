@@ -50,9 +50,21 @@ async fn what_was_put_is_there_after_a_stop_and_a_start() {
     node.shutdown().await;
 }
 
+/// Waits until `done` holds, within a bound.
+async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("waited for 10 s in vain: {what}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resident_machine_counts_on_after_a_start() {
+async fn a_resident_machine_counts_on_from_its_snapshot_and_the_log() {
     let directory = tempfile::tempdir().unwrap();
+    let config = |directory| NodeConfig { resident_snapshot_entries: 8, ..config(directory) };
     let node = Node::open(config(&directory)).await.unwrap();
     let push = Push { digest: Digest::of(COUNTER), label: "counter".into(), bytes: COUNTER.into() };
     let module = node.push_module(push).await.unwrap();
@@ -63,6 +75,11 @@ async fn a_resident_machine_counts_on_after_a_start() {
     }
     let refused = node.apply("counter", Bytes::from_static(b"two")).await.unwrap();
     assert!(matches!(refused.outcome, Outcome::Refused(_)), "{refused:?}");
+    let snapshots = directory.path().join("snapshots");
+    let is_snapshot = |name: std::ffi::OsString| name.to_string_lossy().ends_with(".snap");
+    let saved = || std::fs::read_dir(&snapshots).unwrap().any(|file| is_snapshot(file.unwrap().file_name()));
+    wait_until("a snapshot of the counter", saved).await;
+    node.apply("counter", Bytes::from_static(b"-0")).await.unwrap();
     node.shutdown().await;
     drop(node);
 

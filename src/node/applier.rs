@@ -170,10 +170,11 @@ impl Applier {
     fn publish(&self, lane: &Lane, entry: &Entry, stage: &Stage) {
         let published = Published {
             head: self.head,
+            term: entry.term,
             view: stage.state.snapshot_view(self.group),
             at_ms: stage.clock.now().monotonic_ms,
         };
-        lane.publish(published, entry.term);
+        lane.publish(published);
     }
 
     /// The leader's own experience becomes the verdict that all replicas obey.

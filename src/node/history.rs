@@ -1,9 +1,12 @@
 //! Where a resident machine's instance is rebuilt from: its last snapshot and the log.
 
+use bytes::Bytes;
+
 use crate::error::Fault;
 use crate::id::{GroupId, Index};
 use crate::machine::batch::Batch;
 use crate::machine::resident::{History, Saved};
+use crate::machine::view::MemoryView;
 use crate::storage::entry::EntryKind;
 
 use super::stage::Stage;
@@ -26,7 +29,17 @@ impl LogHistory<'_> {
 
 impl History for LogHistory<'_> {
     fn saved(&self) -> Result<Option<Saved>, Fault> {
-        Ok(None)
+        let Some(index) = self.stage.snapshots.latest(self.group)? else { return Ok(None) };
+        let opened = self.stage.snapshots.read(self.group, index);
+        let mut reader = opened.map_err(|why| Fault::new(why.to_string()))?;
+        let mut rows = MemoryView::default();
+        let read = reader.rows(&mut |table, key, value| {
+            rows.put(table, key.to_vec(), Some(Bytes::copy_from_slice(value)));
+            Ok(())
+        });
+        read.map_err(|why| Fault::new(why.to_string()))?;
+        let head = reader.header().head;
+        Ok(Some(Saved { head, rows, state: Box::new(reader.guest()) }))
     }
 
     fn batches(&self, after: Index, up_to: Index) -> Result<Vec<(Index, Batch)>, Fault> {

@@ -4,6 +4,7 @@
 //! last snapshot; a snapshot takes effect only when the state is flushed up to it, so that a restart never
 //! finds rows older than it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -15,8 +16,8 @@ use super::machine::{Machine, Queries};
 use super::order::Order;
 use super::registry::Registry;
 use super::stage::Stage;
-use crate::error::Fault;
-use crate::id::Index;
+use crate::error::{Error, Fault};
+use crate::id::{GroupId, Index};
 use crate::raft::Input;
 
 /// How often the keeper looks whether there is something to do.
@@ -29,6 +30,8 @@ pub struct KeeperSettings {
     pub flush_bytes: u64,
     /// Flush after this long, if anything was written.
     pub flush_interval_ms: u64,
+    /// Have a resident machine saved after this many entries.
+    pub resident_snapshot_entries: u64,
 }
 
 /// The keeper's thread. Ends when told to.
@@ -45,7 +48,7 @@ impl Keeper {
         registry: Arc<Registry>,
     ) -> Result<Keeper, Fault> {
         let (stop, stopped) = crossbeam_channel::bounded(1);
-        let rounds = Rounds { settings, stage, registry, flushed_ms: 0 };
+        let rounds = Rounds { settings, stage, registry, flushed_ms: 0, tried: HashMap::new() };
         let spawned =
             std::thread::Builder::new().name("keeper".to_owned()).spawn(move || rounds.run(&stopped));
         let thread = spawned.map_err(|e| Fault::new(format!("the keeper cannot be started: {e}")))?;
@@ -68,6 +71,8 @@ struct Rounds {
     registry: Arc<Registry>,
     /// The monotonic clock at the last flush.
     flushed_ms: u64,
+    /// The index at which each resident machine was last asked to save.
+    tried: HashMap<GroupId, Index>,
 }
 
 impl Rounds {
@@ -88,6 +93,9 @@ impl Rounds {
     }
 
     fn round(&mut self, stopping: bool) -> Result<(), Fault> {
+        for machine in self.registry.all() {
+            self.save_if_due(&machine)?;
+        }
         let now_ms = self.stage.clock.now().monotonic_ms;
         let bytes = self.stage.unflushed_bytes.load(Ordering::Relaxed);
         let old = now_ms >= self.flushed_ms + self.settings.flush_interval_ms;
@@ -103,9 +111,9 @@ impl Rounds {
         let durable = self.stage.state.flush()?;
         self.stage.metrics.checkpoints.inc();
         for (group, index) in durable {
-            let to = match self.registry.by_group(group) {
-                Some(machine) if is_resident(&machine) => Index(0),
-                _ => index,
+            let to = match self.registry.by_group(group).and_then(|machine| saved_index(&machine)) {
+                Some(saved) => index.min(saved),
+                None => index,
             };
             if to > Index(0) {
                 self.stage.orders.send(Order::Shard(Input::Truncate { group, to }));
@@ -113,8 +121,45 @@ impl Rounds {
         }
         Ok(())
     }
+
+    /// Saves a resident machine that has come far enough since its last snapshot.
+    fn save_if_due(&mut self, machine: &Machine) -> Result<(), Fault> {
+        let Ok(parts) = machine.serving() else { return Ok(()) };
+        let Queries::Resident(resident) = &parts.queries else { return Ok(()) };
+        let (group, published) = (parts.lane.group, parts.lane.published());
+        // A guest that cannot save is asked again only after as many entries.
+        let tried = self.tried.get(&group).copied().unwrap_or_default().max(resident.saved());
+        let since = published.head.index.0.saturating_sub(tried.0);
+        if since < self.settings.resident_snapshot_entries {
+            return Ok(());
+        }
+        self.tried.insert(group, published.head.index);
+        match resident.save(&self.stage, group, &published) {
+            Ok(pending) => {
+                // Only now may a restart find the snapshot: the rows on disk are at least as new.
+                self.flush(self.stage.clock.now().monotonic_ms)?;
+                pending.finish()?;
+                resident.set_saved(published.head.index);
+                self.stage.snapshots.remove_before(group, published.head.index)?;
+                parts.lane.applier().forget_settled(published.head.index);
+                let truncate = Input::Truncate { group, to: published.head.index };
+                self.stage.orders.send(Order::Shard(truncate));
+                Ok(())
+            }
+            Err(Error::Fault(fault)) => Err(fault),
+            Err(why) => {
+                let name = &machine.record.name;
+                tracing::error!(machine = name, %why, "no snapshot: the former one stays, and the log grows");
+                Ok(())
+            }
+        }
+    }
 }
 
-fn is_resident(machine: &Machine) -> bool {
-    matches!(machine.open.as_ref().map(|parts| &parts.queries), Ok(Queries::Resident(_)))
+/// Up to where a snapshot covers a resident machine; `None` for a stored one.
+fn saved_index(machine: &Machine) -> Option<Index> {
+    match machine.open.as_ref().map(|parts| &parts.queries) {
+        Ok(Queries::Resident(resident)) => Some(resident.saved()),
+        _ => None,
+    }
 }

@@ -37,6 +37,8 @@ pub struct Job {
 pub struct Published {
     /// Where the machine stood.
     pub head: Head,
+    /// The term of the entry at its index; 0 at a start, before anything is applied.
+    pub term: Term,
     /// Its tables then, for ever.
     pub view: Arc<dyn View>,
     /// The node's monotonic clock when it was applied.
@@ -103,8 +105,8 @@ impl Lane {
     }
 
     /// Makes the state after a batch visible to queries.
-    pub(super) fn publish(&self, published: Published, term: Term) {
-        let index = published.head.index;
+    pub(super) fn publish(&self, published: Published) {
+        let (index, term) = (published.head.index, published.term);
         self.published.store(Arc::new(published));
         self.applied_term.fetch_max(term.0, Ordering::Release);
         self.applied.send_replace(index);

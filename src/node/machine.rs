@@ -1,21 +1,25 @@
 //! A machine that is open on this node: its lane, and how its queries run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::history::LogHistory;
-use super::lane::Lane;
+use super::lane::{Lane, Published};
+use super::open::SOLE_REPLICA;
 use super::request::{Answered, MachineInfo, ReplicaInfo, World};
 use super::stage::Stage;
 use crate::catalog::MachineRecord;
 use crate::error::Error;
-use crate::id::{Digest, LogTime};
+use crate::id::{Digest, GroupId, Index, LogTime};
 use crate::machine::batch::Head;
 use crate::machine::frame::Frame;
-use crate::machine::guest::{Ending, QueryView};
+use crate::machine::guest::{Ending, Guest, QueryView};
 use crate::machine::outcome::Outcome;
 use crate::machine::resident::{Halt, Reader};
+use crate::storage::entry::Membership;
+use crate::storage::snapshot::{Header, Kind, SnapshotWriter};
 use crate::wasm::{Budget, QueryPool};
 
 /// How queries of a machine run.
@@ -23,7 +27,7 @@ pub enum Queries {
     /// In parallel, in warm instances, on the published view.
     Stored(QueryPool),
     /// One after another, in a second instance that is fed the same inputs.
-    Resident(Mutex<Reader>),
+    Resident(ResidentQueries),
 }
 
 /// A machine that is open on this node, or whose module cannot be run here.
@@ -113,21 +117,67 @@ pub fn query_stored(
     }
 }
 
-/// Runs a query of a resident machine in its reader. Blocks: for a thread that may.
-pub fn query_resident(
-    lane: &Lane,
-    reader: &Mutex<Reader>,
-    stage: &Stage,
-    request: &[u8],
-) -> Result<Answered, Error> {
-    let mut reader = reader.lock();
-    let published = lane.published();
-    let elapsed_ms = stage.clock.now().monotonic_ms.saturating_sub(published.at_ms);
-    let time_ms = published.head.time.0.saturating_add(elapsed_ms);
-    let history = LogHistory::of(stage, lane.group);
-    match reader.query(&history, published.head.index, time_ms, request) {
-        Ok((_, ending)) => answered(&published.head, ending),
-        Err(halt) => Err(halt_error(halt)),
+/// A resident machine's second instance, and how far it was saved.
+pub struct ResidentQueries {
+    reader: Mutex<Reader>,
+    /// The index of the last snapshot; 0 without one.
+    saved: AtomicU64,
+}
+
+impl ResidentQueries {
+    /// A second instance of `guest`, whose last snapshot is at `saved`.
+    pub fn new(guest: Box<dyn Guest>, saved: Index) -> ResidentQueries {
+        ResidentQueries { reader: Mutex::new(Reader::new(guest)), saved: AtomicU64::new(saved.0) }
+    }
+
+    /// Up to where a snapshot covers the machine.
+    pub fn saved(&self) -> Index {
+        Index(self.saved.load(Ordering::Acquire))
+    }
+
+    /// A snapshot at `index` took effect.
+    pub fn set_saved(&self, index: Index) {
+        self.saved.store(index.0, Ordering::Release);
+    }
+
+    /// Runs a query. Blocks: for a thread that may.
+    pub fn query(&self, lane: &Lane, stage: &Stage, request: &[u8]) -> Result<Answered, Error> {
+        let mut reader = self.reader.lock();
+        let published = lane.published();
+        let elapsed_ms = stage.clock.now().monotonic_ms.saturating_sub(published.at_ms);
+        let time_ms = published.head.time.0.saturating_add(elapsed_ms);
+        let history = LogHistory::of(stage, lane.group);
+        match reader.query(&history, published.head.index, time_ms, request) {
+            Ok((_, ending)) => answered(&published.head, ending),
+            Err(halt) => Err(halt_error(halt)),
+        }
+    }
+
+    /// Has the guest write its state as of `published` to a snapshot, which takes effect when it is finished.
+    pub fn save(
+        &self,
+        stage: &Stage,
+        group: GroupId,
+        published: &Published,
+    ) -> Result<SnapshotWriter, Error> {
+        let history = LogHistory::of(stage, group);
+        let mut writer = None;
+        let saved = self.reader.lock().save(&history, published.head.index, |_, rows| {
+            let membership = Membership { voters: vec![SOLE_REPLICA.0], ..Membership::default() };
+            let (kind, head, term) = (Kind::Resident, published.head, published.term);
+            let mut begun = stage.snapshots.create(&Header { group, kind, head, term, membership })?;
+            for (table, key, value) in rows.rows() {
+                begun.put(table, key, value)?;
+            }
+            let sink = begun.guest();
+            writer = Some(begun);
+            Ok(Box::new(sink))
+        });
+        match (saved, writer) {
+            (Ok(_), Some(writer)) => Ok(writer),
+            (Err(halt), _) => Err(halt_error(halt)),
+            (Ok(_), None) => unreachable!("a save that succeeded asked for its sink"),
+        }
     }
 }
 

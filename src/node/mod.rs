@@ -257,7 +257,7 @@ impl Node {
                     let answered = machine::query_stored(&parts.lane, pool, &stage, &request, budget)?;
                     answered.ok_or_else(machine::exhausted)
                 }
-                Queries::Resident(reader) => machine::query_resident(&parts.lane, reader, &stage, &request),
+                Queries::Resident(resident) => resident.query(&parts.lane, &stage, &request),
             }
         };
         let ran = tokio::task::spawn_blocking(run).await;

@@ -23,19 +23,20 @@ use super::stage::Stage;
 use super::workers;
 use crate::catalog::{Catalog, CatalogGuest};
 use crate::error::{Error, Fault};
-use crate::id::{GroupId, Index, ReplicaId};
+use crate::id::{GroupId, Index, ReplicaId, Term};
 use crate::machine::batch::Head;
 use crate::raft::{GroupStart, Input, ShardConfig};
 use crate::storage::directory::{Directory, Identity};
 use crate::storage::entry::{GroupLog, Membership};
 use crate::storage::log::{LogDb, LogThread};
 use crate::storage::modules::Modules;
+use crate::storage::snapshot::Snapshots;
 use crate::storage::state::StateDb;
 use crate::time::{self, Clock};
 use crate::wasm::Engine;
 
 /// The only replica of a group on a node that is alone.
-const SOLE_REPLICA: ReplicaId = ReplicaId(1);
+pub(super) const SOLE_REPLICA: ReplicaId = ReplicaId(1);
 
 /// What the databases held when the node started, of groups that are not open yet.
 #[derive(Default)]
@@ -95,6 +96,7 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
     let directory = hold_directory(&config)?;
     let (log_db, logs) = LogDb::open(&directory.log())?;
     let (state, opened) = StateDb::open(&directory.state(), config.state_sizes())?;
+    let snapshots = Snapshots::open(&directory.snapshots())?;
     let modules = Modules::open(&directory.modules(), config.limits.module_bytes_max)?;
     let engine = Engine::new(config.engine_settings())?;
     let shelf = Shelf::new(modules, engine, config.compiler(), config.limits.module_bytes_max);
@@ -109,6 +111,7 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
         log: log.queue(),
         log_reader,
         state: Arc::new(state),
+        snapshots,
         orders: orders.clone(),
         clock,
         metrics: Metrics::default(),
@@ -184,7 +187,11 @@ fn start_log(
 }
 
 fn keeper_settings(config: &NodeConfig) -> KeeperSettings {
-    KeeperSettings { flush_bytes: config.flush_bytes, flush_interval_ms: config.flush_interval_ms }
+    KeeperSettings {
+        flush_bytes: config.flush_bytes,
+        flush_interval_ms: config.flush_interval_ms,
+        resident_snapshot_entries: config.resident_snapshot_entries,
+    }
 }
 
 /// Opens group 0, whose applier keeps the node's copy of the catalog up to date.
@@ -217,8 +224,12 @@ pub fn open_lane(
     if log.membership.1.voters.is_empty() {
         log.membership = (Index(0), Membership { voters: vec![SOLE_REPLICA.0], ..Membership::default() });
     }
-    let published =
-        Published { head, view: stage.state.snapshot_view(group), at_ms: stage.clock.now().monotonic_ms };
+    let published = Published {
+        head,
+        term: Term(0),
+        view: stage.state.snapshot_view(group),
+        at_ms: stage.clock.now().monotonic_ms,
+    };
     let applier = Applier::new(group, head, stage.state.view(group), behavior, on_writes);
     let lane = Arc::new(Lane::new(group, applier, published));
     stage.orders.send(Order::Attach(lane.clone()));

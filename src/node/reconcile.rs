@@ -3,18 +3,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::Inner;
 use super::applier::Behavior;
-use super::machine::{Machine, Parts, Queries};
+use super::machine::{Machine, Parts, Queries, ResidentQueries};
 use super::open::open_lane;
 use super::order::Order;
 use super::request::World;
 use crate::catalog::MachineRecord;
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId};
-use crate::machine::resident::{Reader, Resident};
+use crate::machine::resident::Resident;
 use crate::raft::Input;
 
 /// Runs until the node stops. The catalog must be as of its last acknowledged change when this starts.
@@ -102,8 +100,9 @@ fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: Worl
     let (behavior, queries) = match world {
         World::Stored => (Behavior::Stored(guest()), Queries::Stored(module.queries(seed, settings))),
         World::Resident => {
-            let reader = Queries::Resident(Mutex::new(Reader::new(guest())));
-            (Behavior::Resident(Resident::new(guest())), reader)
+            let saved = inner.stage.snapshots.latest(record.group())?.unwrap_or_default();
+            let queries = Queries::Resident(ResidentQueries::new(guest(), saved));
+            (Behavior::Resident(Resident::new(guest())), queries)
         }
     };
     let mut found = inner.found.lock();
@@ -131,7 +130,7 @@ fn close(inner: &Inner, machine: &Machine) {
 fn drop_group(inner: &Inner, group: GroupId) {
     inner.stage.orders.send(Order::Detach(group));
     inner.stage.orders.send(Order::Shard(Input::Forget(group)));
-    let dropped = inner.stage.state.drop_group(group);
+    let dropped = inner.stage.state.drop_group(group).and_then(|()| inner.stage.snapshots.remove_all(group));
     if let Err(fault) = dropped {
         inner.stage.fail(fault);
     }

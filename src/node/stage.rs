@@ -12,6 +12,7 @@ use super::order::OrderQueue;
 use crate::error::Fault;
 use crate::id::{GroupId, Index};
 use crate::storage::log::{LogQueue, LogReader};
+use crate::storage::snapshot::Snapshots;
 use crate::storage::state::StateDb;
 use crate::time::Clock;
 
@@ -23,6 +24,8 @@ pub struct Stage {
     pub log_reader: LogReader,
     /// All machines' rows.
     pub state: Arc<StateDb>,
+    /// Saved states of resident machines.
+    pub snapshots: Snapshots,
     /// Queues orders for the order thread.
     pub orders: OrderQueue,
     /// The node's clock.
