@@ -1,4 +1,5 @@
-//! `componentize CORE.wasm COMPONENT.wasm`: what `wasm-tools component new` does, without installing anything.
+//! `componentize CORE.wasm COMPONENT.wasm`: what `wasm-tools component new` does, without installing
+//! anything.
 //!
 //! The host does the same at upload; this is for components that are committed or built in.
 

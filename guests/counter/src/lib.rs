@@ -1,7 +1,8 @@
-//! A number that is added to: the smallest machine that keeps its state in its own memory (world `resident`).
+//! A number that is added to: the smallest machine that keeps its state in its own memory (world
+//! `resident`).
 //!
-//! A command is a whole number in decimal, with or without a sign; the answer is the sum so far. A query answers the
-//! sum, whatever it asks. The configuration, if there is any, is the number to start from.
+//! A command is a whole number in decimal, with or without a sign; the answer is the sum so far. A query
+//! answers the sum, whatever it asks. The configuration, if there is any, is the number to start from.
 
 use std::cell::Cell;
 

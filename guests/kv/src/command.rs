@@ -11,7 +11,8 @@ use crate::refusal::Refusal;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// `RangeRequest`, answered by `RangeResponse`: in a query, or in a command to be read at its place in the log.
+    /// `RangeRequest`, answered by `RangeResponse`: in a query, or in a command to be read at its place in
+    /// the log.
     Range = 1,
     /// `PutRequest`, answered by `PutResponse`: in a command.
     Put = 2,
@@ -45,7 +46,8 @@ impl Kind {
         Ok((kind, request))
     }
 
-    /// Puts an encoded request into its envelope: what a proxy of etcd's protocol does with a client's bytes.
+    /// Puts an encoded request into its envelope: what a proxy of etcd's protocol does with a client's
+    /// bytes.
     pub fn envelope(self, request: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(1 + request.len());
         bytes.push(self as u8);

@@ -1,7 +1,8 @@
 //! What the machine asks of its host: the part of the contract it uses, as traits.
 //!
-//! The component implements them with the imports of the world `stored`; [`Memory`](crate::memory::Memory) implements
-//! them for tests and native measurements. A query gets [`Read`] only, so the compiler proves that it writes nothing.
+//! The component implements them with the imports of the world `stored`; [`Memory`](crate::memory::Memory)
+//! implements them for tests and native measurements. A query gets [`Read`] only, so the compiler proves
+//! that it writes nothing.
 
 /// A pair of the host's ordered map.
 pub type Pair = (Vec<u8>, Vec<u8>);
@@ -24,8 +25,8 @@ pub trait Read {
     /// The value of `key`.
     fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
 
-    /// Pairs from `start` up to, not including, `end`, in key order: at most `limit` (0: no limit), and not beyond the
-    /// pair that reaches 1 MiB; at least one if there is any.
+    /// Pairs from `start` up to, not including, `end`, in key order: at most `limit` (0: no limit), and not
+    /// beyond the pair that reaches 1 MiB; at least one if there is any.
     fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: u32) -> Vec<Pair>;
 
     /// Milliseconds that the lease has left at the time of the input or view.

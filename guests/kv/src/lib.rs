@@ -1,8 +1,8 @@
 //! Statehouse's default machine: the data model of etcd v3 as a guest of the world `stored`.
 //!
-//! Keys have revisions, versions and leases; ranges read the present or the past; transactions compare and write;
-//! compactions give up history. Requests and answers are the protobuf messages of etcd's v3 KV service, so a client's
-//! bytes pass through unchanged.
+//! Keys have revisions, versions and leases; ranges read the present or the past; transactions compare and
+//! write; compactions give up history. Requests and answers are the protobuf messages of etcd's v3 KV
+//! service, so a client's bytes pass through unchanged.
 //!
 //! # The envelope
 //! A command or query is one byte, a [`Kind`], and then the bytes of etcd's request:
@@ -35,27 +35,29 @@
 //! ```
 //!
 //! # Revisions
-//! The host's revision of the machine is etcd's: a fresh store is at 1, and an input that changes a key takes the next
-//! one. All changes of a transaction share it; their order is the order of their events. An event is a `put` with the
-//! encoded `KeyValue` as its value, or a `delete` with a `KeyValue` of only the key and the revision that deleted it.
-//! Headers of answers carry the revision alone: cluster, member and term are for whoever serves etcd's protocol.
+//! The host's revision of the machine is etcd's: a fresh store is at 1, and an input that changes a key
+//! takes the next one. All changes of a transaction share it; their order is the order of their events. An
+//! event is a `put` with the encoded `KeyValue` as its value, or a `delete` with a `KeyValue` of only the
+//! key and the revision that deleted it. Headers of answers carry the revision alone: cluster, member and
+//! term are for whoever serves etcd's protocol.
 //!
 //! # Where it differs from etcd
-//! - A transaction that deletes to the end of the keys (`range_end` of one zero byte) and puts one of them is refused as
-//!   `duplicate key`; etcd overlooks it, and with `ignore_value` crashes. An unknown target or result of a compare is
-//!   refused; etcd takes it for true.
+//! - A transaction that deletes to the end of the keys (`range_end` of one zero byte) and puts one of them
+//!   is refused as `duplicate key`; etcd overlooks it, and with `ignore_value` crashes. An unknown target
+//!   or result of a compare is refused; etcd takes it for true.
 //! - Keys that sort as equals come in key order; in etcd their order is undefined.
-//! - A key whose lease has run out is left out of queries of the present at once, before the deletion arrives.
-//! - One input changes at most 10,000 keys and writes at most 16 MiB; what would be more is refused, with a word about
-//!   the limit. The same holds for an answer over 4 MiB. What an ended lease leaves beyond that, and superseded versions after a
-//!   compaction, are removed in steps with later inputs.
+//! - A key whose lease has run out is left out of queries of the present at once, before the deletion
+//!   arrives.
+//! - One input changes at most 10,000 keys and writes at most 16 MiB; what would be more is refused, with a
+//!   word about the limit. The same holds for an answer over 4 MiB. What an ended lease leaves beyond that,
+//!   and superseded versions after a compaction, are removed in steps with later inputs.
 //! - A range always counts its keys, so it reads all of them: a limit bounds the answer, not the work.
 //!
 //! # Layout
 //! - [`messages`]: etcd's messages; [`Kind`], [`Call`]: their envelope; [`Refusal`]: its errors
 //! - [`Read`], [`Host`], [`Input`]: what the machine asks of its host; [`memory`]: one for tests
-//! - `rows`: the stored layout; `wire`: rows as protobuf; `read`, `write`, `txn`: what requests do; `upkeep`: what is
-//!   done by and by; `component`: the bindings, in WebAssembly only
+//! - `rows`: the stored layout; `wire`: rows as protobuf; `read`, `write`, `txn`: what requests do;
+//!   `upkeep`: what is done by and by; `component`: the bindings, in WebAssembly only
 
 mod command;
 #[cfg(target_arch = "wasm32")]

@@ -1,6 +1,7 @@
 //! A host in memory: for tests, and for measuring the machine without WebAssembly.
 //!
-//! It keeps the contract's rules and panics where the real host would trap, because a trap of this machine is a bug.
+//! It keeps the contract's rules and panics where the real host would trap, because a trap of this machine
+//! is a bug.
 
 use std::collections::{BTreeMap, BTreeSet};
 

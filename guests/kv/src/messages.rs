@@ -1,7 +1,7 @@
 //! The protobuf messages of etcd's v3 KV service, with etcd's names and field numbers.
 //!
-//! They are written by hand instead of generated, so that the guest needs no protobuf compiler to build. What must never
-//! change here is a field number: clients of etcd have these bytes.
+//! They are written by hand instead of generated, so that the guest needs no protobuf compiler to build.
+//! What must never change here is a field number: clients of etcd have these bytes.
 
 use prost::{Enumeration, Message, Oneof};
 
@@ -52,7 +52,8 @@ pub enum EventType {
     Delete = 1,
 }
 
-/// What every answer starts with. The guest fills `revision`; the rest belongs to whoever serves etcd's protocol.
+/// What every answer starts with. The guest fills `revision`; the rest belongs to whoever serves etcd's
+/// protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct ResponseHeader {
     /// 0 from the guest.

@@ -1,6 +1,7 @@
 //! Reading: ranges at the present and in the past, and the comparisons of transactions.
 //!
-//! Nothing here writes. A range whose answer would be over the contract's limit is refused, never cut or trapped.
+//! Nothing here writes. A range whose answer would be over the contract's limit is refused, never cut or
+//! trapped.
 
 use std::collections::BTreeMap;
 
@@ -129,8 +130,9 @@ impl<R: Read> Reader<'_, R> {
         loop {
             let of_past = past.as_deref().map(parse).transpose()?;
             let of_present = present.as_deref().map(parse).transpose()?;
-            // A version that was ended later than `revision` rules the key's current version out by its mod revision,
-            // so the two never both answer for a key, and which of them goes first does not matter.
+            // A version that was ended later than `revision` rules the key's current version out by its mod
+            // revision, so the two never both answer for a key, and which of them goes first does
+            // not matter.
             let from_past = match (&of_past, &of_present) {
                 (None, None) => return Ok(()),
                 (Some(past), Some(present)) => past.key <= present.key,
@@ -336,8 +338,8 @@ impl<'a> Answer<'a> {
             || outside(version.create_revision, request.min_create_revision, request.max_create_revision)
     }
 
-    /// etcd sorts only what it fetched, and without an explicit order or a revision filter it fetches no more than
-    /// the limit and one.
+    /// etcd sorts only what it fetched, and without an explicit order or a revision filter it fetches no
+    /// more than the limit and one.
     fn cut_before_sort(&self) -> bool {
         let request = self.request;
         let filters = [

@@ -4,13 +4,13 @@
 //! | --- | --- |
 //! | `c` key | the current version of a key: an encoded `KeyValue` |
 //! | `h` escaped key, 0, 1, revision | the version that `revision` (8 bytes, big-endian) put an end to |
-//! | `p` lease (8 bytes, big-endian) | an ended lease with more keys than one input may delete: the span still to go |
+//! | `p` lease (8 bytes, big-endian) | an ended lease with keys still to be deleted: their span |
 //! | `m` | format, last compaction, and how far its removal has come |
 //!
-//! A history row is named by the revision that *ended* its version. So a read of a key at revision R is the first
-//! history row past R, if that version was written by then, or else the current row; deletions need no row of their
-//! own; and a compaction to C drops exactly the rows up to C. In escaped keys a zero byte becomes 0, 255, which
-//! keeps the order and makes 0, 1 an end.
+//! A history row is named by the revision that *ended* its version. So a read of a key at revision R is the
+//! first history row past R, if that version was written by then, or else the current row; deletions need
+//! no row of their own; and a compaction to C drops exactly the rows up to C. In escaped keys a zero byte
+//! becomes 0, 255, which keeps the order and makes 0, 1 an end.
 
 use crate::host::{Pair, Read};
 use crate::messages::RangeRequest;
@@ -157,7 +157,8 @@ pub(crate) fn purge_rows() -> Cursor {
     Cursor::new(vec![PURGE], vec![PURGE + 1])
 }
 
-/// Walks a span of rows in key order, a page of the host's at a time. Rows behind it may be removed meanwhile.
+/// Walks a span of rows in key order, a page of the host's at a time. Rows behind it may be removed
+/// meanwhile.
 pub(crate) struct Cursor {
     next: Vec<u8>,
     end: Vec<u8>,
@@ -213,8 +214,8 @@ impl Cursor {
     }
 }
 
-/// Shortens a bound to what the contract allows. No row is longer than the limit, so a row is at or past a longer
-/// bound exactly if it is past the bound's first bytes, which is: at or past them with a zero added.
+/// Shortens a bound to what the contract allows. No row is longer than the limit, so a row is at or past a
+/// longer bound exactly if it is past the bound's first bytes, which is: at or past them with a zero added.
 fn clamp(mut bound: Vec<u8>) -> Vec<u8> {
     if bound.len() > ROW_KEY_BYTES_MAX + 1 {
         bound.truncate(ROW_KEY_BYTES_MAX);

@@ -1,7 +1,7 @@
 //! Transactions: what may be in one, which branch is taken, and doing it.
 //!
-//! As in etcd, all conditions, those of nested transactions too, are judged on the store as it was before the first
-//! step; steps see the writes of the steps before them; and no key is written twice.
+//! As in etcd, all conditions, those of nested transactions too, are judged on the store as it was before
+//! the first step; steps see the writes of the steps before them; and no key is written twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -147,8 +147,9 @@ fn further<'a>(a: Bound<&'a [u8]>, b: Bound<&'a [u8]>) -> Bound<&'a [u8]> {
     if reach(a) >= reach(b) { a } else { b }
 }
 
-/// Refuses a branch that writes a key twice, by etcd's rule: the two branches of a nested transaction exclude each
-/// other, so both may put a key; deletions may overlap; and a nested transaction may delete what an earlier one put.
+/// Refuses a branch that writes a key twice, by etcd's rule: the two branches of a nested transaction
+/// exclude each other, so both may put a key; deletions may overlap; and a nested transaction may delete
+/// what an earlier one put.
 fn check_written_once(steps: &[RequestOp]) -> Result<Written<'_>, Refusal> {
     let mut written = Written::default();
     for step in steps {

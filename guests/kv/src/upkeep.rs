@@ -1,9 +1,9 @@
 //! Work done by and by: removing what a compaction gave up, and deleting the keys of ended leases.
 //!
-//! One input may write so much and no more, so neither can be done at once when it is large. Both count as done when
-//! they are asked for: a read below a compaction is refused, and queries leave out keys whose lease is gone. The rows go
-//! in steps of bounded size, with the inputs that come later. When a step is due depends on the revision alone, so it
-//! is the same on every replica.
+//! One input may write so much and no more, so neither can be done at once when it is large. Both count as
+//! done when they are asked for: a read below a compaction is refused, and queries leave out keys whose
+//! lease is gone. The rows go in steps of bounded size, with the inputs that come later. When a step is due
+//! depends on the revision alone, so it is the same on every replica.
 
 use prost::Message;
 
@@ -70,8 +70,8 @@ fn enough<H: Host>(writer: &Writer<'_, H>) -> bool {
     writer.bytes >= WRITE_BYTES_ENOUGH || writer.events >= EVENTS_ENOUGH
 }
 
-/// Looks at so many history rows from where the last step ended, and removes those that ended by the last compaction.
-/// A compaction that came after a pass began is in time for the rest of it, and begins another.
+/// Looks at so many history rows from where the last step ended, and removes those that ended by the last
+/// compaction. A compaction that came after a pass began is in time for the rest of it, and begins another.
 fn remove_step<H: Host>(writer: &mut Writer<'_, H>, meta: &mut Meta, rows_max: u32) -> Result<(), Refusal> {
     let (Some(pass), Some(compacted)) = (meta.removing, meta.compacted) else { return Ok(()) };
     let mut cursor = rows::history_rows_from(&meta.remove_from).by(rows_max.min(STEP_ROWS));

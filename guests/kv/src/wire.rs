@@ -1,7 +1,7 @@
 //! Protobuf by hand, where it is hot: the row of a key, and answers that carry rows without decoding them.
 //!
-//! A row *is* an encoded `mvccpb.KeyValue`, so a read copies it into its answer as it is. Reading never panics: every
-//! function gives `None` on bytes that are not what they should be.
+//! A row *is* an encoded `mvccpb.KeyValue`, so a read copies it into its answer as it is. Reading never
+//! panics: every function gives `None` on bytes that are not what they should be.
 
 const VARINT: u32 = 0;
 const BYTES: u32 = 2;

@@ -1,6 +1,7 @@
 //! Writing: puts and deletions of one input, which share its revision.
 //!
-//! The contract limits what one input may do and traps beyond. A [`Writer`] counts along and refuses before.
+//! The contract limits what one input may do and traps beyond. A [`Writer`] counts along and refuses
+//! before.
 
 use crate::host::{EventKind, Host};
 use crate::messages::{DeleteRangeRequest, PutRequest};
@@ -107,7 +108,7 @@ impl<'h, H: Host> Writer<'h, H> {
             key: &request.key,
             create_revision: if old.is_some() { before.create_revision } else { self.revision },
             mod_revision: self.revision,
-            version: before.version + 1,
+            version: before.version.saturating_add(1),
             value: if request.ignore_value { before.value } else { &request.value },
             lease: if request.ignore_lease { before.lease } else { request.lease },
         };
@@ -130,8 +131,8 @@ impl<'h, H: Host> Writer<'h, H> {
         Ok(answer)
     }
 
-    /// Ties the key to the lease of the request. A lease named anew is asked for again even if the key has it already:
-    /// it may have ended.
+    /// Ties the key to the lease of the request. A lease named anew is asked for again even if the key has
+    /// it already: it may have ended.
     fn move_lease(&mut self, key: &[u8], before: i64, request: &PutRequest) -> Result<(), Refusal> {
         if request.ignore_lease || (request.lease == 0 && before == 0) {
             return Ok(());
@@ -144,7 +145,8 @@ impl<'h, H: Host> Writer<'h, H> {
         self.host.attach(request.lease as u64, key).map_err(|_| Refusal::LEASE_NOT_FOUND)
     }
 
-    /// Moves a version into the history. One that this same input wrote was never to be seen: it leaves no trace.
+    /// Moves a version into the history. One that this same input wrote was never to be seen: it leaves no
+    /// trace.
     fn end(&mut self, version: &Version<'_>, row: &[u8]) -> Result<(), Refusal> {
         if version.mod_revision == self.revision {
             return Ok(());

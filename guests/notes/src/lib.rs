@@ -1,7 +1,7 @@
 //! Notes by name: the smallest machine whose state is in the host's store (world `stored`).
 //!
-//! The command `NAME=TEXT` keeps a note, `NAME=` drops it; the query `NAME` answers its text. The configuration is the
-//! first note, if there is any.
+//! The command `NAME=TEXT` keeps a note, `NAME=` drops it; the query `NAME` answers its text. The
+//! configuration is the first note, if there is any.
 
 wit_bindgen::generate!({ world: "stored", path: "../../wit" });
 
