@@ -92,3 +92,70 @@ async fn a_resident_machine_counts_on_from_its_snapshot_and_the_log() {
     assert_eq!(node.query("counter", Bytes::new(), at_once).await.unwrap().outcome, answered.outcome);
     node.shutdown().await;
 }
+
+/// The error's text.
+fn told<T: std::fmt::Debug>(result: Result<T, statehouse::error::Error>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_named_and_change_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let node = Node::open(config(&directory)).await.unwrap();
+    let kv = node.builtin("kv").await.unwrap();
+    node.create_machine("kv", kv, Bytes::new()).await.unwrap();
+    let before = node.machine("kv").unwrap();
+
+    assert!(told(node.apply("no", Bytes::new()).await).contains("\"no\""));
+    let large = Bytes::from(vec![0; (2 << 20) + 1]);
+    let error = told(node.apply("kv", large).await);
+    assert!(error.contains("2097153") && error.contains("2097152"), "{error}");
+    assert!(told(node.create_machine("kv", kv, Bytes::new()).await).contains("already"));
+    assert!(told(node.create_machine("A B", kv, Bytes::new()).await).contains("\"A B\""));
+    let unknown = Digest::of(b"unknown");
+    assert!(told(node.create_machine("x", unknown, Bytes::new()).await).contains(&unknown.to_string()));
+    let refused = told(node.create_machine("x", kv, Bytes::from_static(b"junk")).await);
+    assert!(refused.contains("refused its configuration"), "{refused}");
+    assert!(node.machine("x").is_err(), "a machine that refused its first input is not there");
+    assert!(told(node.builtin("no").await).contains("kv"));
+    assert!(told(node.delete_machine("no").await).contains("\"no\""));
+
+    let push = |bytes: &'static [u8], digest| Push { digest, label: "bad".into(), bytes: bytes.into() };
+    let error = told(node.push_module(push(b"junk", Digest::of(b"junk"))).await);
+    assert!(error.contains("not a WebAssembly component"), "{error}");
+    let error = told(node.push_module(push(b"junk", unknown)).await);
+    assert!(error.contains("damaged"), "{error}");
+    assert_eq!(node.modules().len(), 1);
+    assert_eq!(node.machine("kv").unwrap(), before);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_cannot_be_used_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let without = NodeConfig { bootstrap: false, ..config(&directory) };
+    let error = told(Node::open(without).await.map(drop));
+    assert!(error.contains("--bootstrap") && error.contains(&path), "{error}");
+
+    let node = Node::open(config(&directory)).await.unwrap();
+    let error = told(Node::open(config(&directory)).await.map(drop));
+    assert!(error.contains("in use") && error.contains(&path), "{error}");
+    let kv = node.builtin("kv").await.unwrap();
+    node.create_machine("kv", kv, Bytes::new()).await.unwrap();
+    node.shutdown().await;
+    drop(node);
+
+    let other = NodeConfig { name: "other".into(), ..config(&directory) };
+    let error = told(Node::open(other).await.map(drop));
+    assert!(error.contains("\"other\"") || error.contains("other"), "{error}");
+
+    let module = directory.path().join("modules").join(format!("{kv}.wasm"));
+    let mut bytes = std::fs::read(&module).unwrap();
+    bytes[1_000] ^= 1;
+    std::fs::write(&module, bytes).unwrap();
+    let node = Node::open(config(&directory)).await.unwrap();
+    let error = told(node.apply("kv", put("k", "v")).await);
+    assert!(error.contains(&kv.to_string()), "the damaged module is named: {error}");
+    node.shutdown().await;
+}

@@ -1,4 +1,5 @@
-//! The keeper: flushes the state, has resident machines saved, and lets the log be cut behind both.
+//! The keeper: flushes the state, has resident machines saved, lets the log be cut behind both, and proposes the
+//! end of leases.
 //!
 //! Promises: the log is never cut beyond what `state` has flushed, nor, for a resident machine, beyond its
 //! last snapshot; a snapshot takes effect only when the state is flushed up to it, so that a restart never
@@ -18,10 +19,15 @@ use super::registry::Registry;
 use super::stage::Stage;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
+use crate::machine::batch::{Act, Expire, Operation};
+use crate::machine::lease;
 use crate::raft::Input;
 
 /// How often the keeper looks whether there is something to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Leases whose end one operation proposes: bounds the batch when very many end together.
+const EXPIRE_MAX: usize = 1_000;
 
 /// When the keeper acts.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +101,7 @@ impl Rounds {
     fn round(&mut self, stopping: bool) -> Result<(), Fault> {
         for machine in self.registry.all() {
             self.save_if_due(&machine)?;
+            self.end_due_leases(&machine)?;
         }
         let now_ms = self.stage.clock.now().monotonic_ms;
         let bytes = self.stage.unflushed_bytes.load(Ordering::Relaxed);
@@ -118,6 +125,22 @@ impl Rounds {
             if to > Index(0) {
                 self.stage.orders.send(Order::Shard(Input::Truncate { group, to }));
             }
+        }
+        Ok(())
+    }
+
+    /// Proposes the end of leases whose deadline has passed by the log's clock, where this node leads. Whether they
+    /// end is decided by the stamp of the batch, so asking too early or twice does no harm.
+    fn end_due_leases(&self, machine: &Machine) -> Result<(), Fault> {
+        let Ok(parts) = machine.serving() else { return Ok(()) };
+        if !parts.lane.reads_at_once() {
+            return Ok(());
+        }
+        let published = parts.lane.published();
+        let leases = lease::due(&*published.view, published.time_ms(&self.stage.clock), EXPIRE_MAX)?;
+        if !leases.is_empty() {
+            let operation = Operation { act: Some(Act::Expire(Expire { leases })) };
+            self.stage.orders.send(Order::Propose { group: parts.lane.group, operation, waiter: None });
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use crate::machine::batch::Head;
 use crate::machine::view::View;
 use crate::raft::{Role, RoleChange};
 use crate::storage::entry::Entry;
+use crate::time::Clock;
 
 /// A committed entry with those who wait for its outcomes, by operation.
 pub struct Placed {
@@ -43,6 +44,14 @@ pub struct Published {
     pub view: Arc<dyn View>,
     /// The node's monotonic clock when it was applied.
     pub at_ms: u64,
+}
+
+impl Published {
+    /// What queries take for now: the last batch's stamp and the time since, on a clock that never jumps.
+    pub fn time_ms(&self, clock: &Clock) -> u64 {
+        let elapsed_ms = clock.now().monotonic_ms.saturating_sub(self.at_ms);
+        self.head.time.0.saturating_add(elapsed_ms)
+    }
 }
 
 /// A machine's place on this node.

@@ -63,6 +63,14 @@ impl Machine {
         }
     }
 
+    /// Its parts, for clients: from the moment its first input was applied.
+    pub fn created(&self) -> Result<&Parts, Error> {
+        if self.record.ready {
+            return self.serving();
+        }
+        Err(Error::Unavailable(format!("the machine {:?} is being created: try again", self.record.name)))
+    }
+
     /// For people and programs that look after it.
     pub fn info(&self) -> MachineInfo {
         MachineInfo {
@@ -103,13 +111,9 @@ pub fn query_stored(
     budget: Budget,
 ) -> Result<Option<Answered>, Error> {
     let published = lane.published();
-    let elapsed_ms = stage.clock.now().monotonic_ms.saturating_sub(published.at_ms);
     let head = published.head;
-    let seen = QueryView {
-        index: head.index.0,
-        time: head.time.0.saturating_add(elapsed_ms),
-        revision: head.revision.0,
-    };
+    let seen =
+        QueryView { index: head.index.0, time: published.time_ms(&stage.clock), revision: head.revision.0 };
     let frame = Frame::for_query(published.view.clone(), seen);
     match pool.query(frame, seen, request, budget).1 {
         Ending::Exhausted(_) => Ok(None),
@@ -144,8 +148,7 @@ impl ResidentQueries {
     pub fn query(&self, lane: &Lane, stage: &Stage, request: &[u8]) -> Result<Answered, Error> {
         let mut reader = self.reader.lock();
         let published = lane.published();
-        let elapsed_ms = stage.clock.now().monotonic_ms.saturating_sub(published.at_ms);
-        let time_ms = published.head.time.0.saturating_add(elapsed_ms);
+        let time_ms = published.time_ms(&stage.clock);
         let history = LogHistory::of(stage, lane.group);
         match reader.query(&history, published.head.index, time_ms, request) {
             Ok((_, ending)) => answered(&published.head, ending),

@@ -123,13 +123,9 @@ impl Node {
         self.check_alive()?;
         let catalog = self.inner.catalog.load_full();
         for record in catalog.machines.values().filter(|record| !record.ready) {
-            let (node, record) = (self.clone(), record.clone());
-            tokio::spawn(async move {
-                let name = record.name.clone();
-                if let Err(why) = node.finish_creation(record).await {
-                    tracing::warn!(machine = name, %why, "a creation that was cut short did not end well");
-                }
-            });
+            if let Err(why) = self.finish_creation(record.clone()).await {
+                tracing::warn!(machine = record.name, %why, "a creation that was cut short did not end well");
+            }
         }
         Ok(())
     }
@@ -206,7 +202,7 @@ impl Node {
     /// `NotFound`, `TooLarge`, `Overloaded`, `Unavailable`: it was not done. `Unknown`: it may have been.
     pub async fn apply(&self, machine: &str, command: Bytes) -> Result<Applied, Error> {
         let found = self.find(machine)?;
-        let parts = found.serving()?;
+        let parts = found.created()?;
         let bytes_max = self.inner.config.limits.command_bytes_max as usize;
         if command.len() > bytes_max {
             return Err(Error::TooLarge(format!(
@@ -229,7 +225,7 @@ impl Node {
         consistency: Consistency,
     ) -> Result<Answered, Error> {
         let found = self.find(machine)?;
-        let parts = found.serving()?;
+        let parts = found.created()?;
         self.inner.stage.metrics.queries.inc();
         self.wait_fresh(&parts.lane, consistency).await?;
         match &parts.queries {
@@ -430,6 +426,12 @@ impl Node {
         let failure = match created.map(|applied| applied.outcome) {
             Ok(Outcome::Ok(_)) => {
                 self.change_catalog(Change::MachineReady(record.group)).await?;
+                // Served from here on; or deleted meanwhile, and then the look-up says so.
+                let settled = |registry: &Registry| match registry.by_group(group) {
+                    Some(machine) => machine.record.ready.then_some(()),
+                    None => Some(()),
+                };
+                self.inner.registry.wait(settled).await;
                 return self.machine(&record.name);
             }
             Ok(Outcome::Refused(refusal)) => Error::Invalid(format!(
