@@ -139,7 +139,7 @@ fn command<H: Host>(writer: &mut Writer<'_, H>, bytes: &[u8]) -> Result<Vec<u8>,
         Kind::Put => {
             let put: PutRequest = decode(request)?;
             txn::check_put(&put)?;
-            writer.put(&put)
+            writer.put(&put).map_err(|refusal| first_fault(writer, &put, refusal))
         }
         Kind::DeleteRange => {
             let delete: DeleteRangeRequest = decode(request)?;
@@ -155,6 +155,12 @@ fn command<H: Host>(writer: &mut Writer<'_, H>, bytes: &[u8]) -> Result<Vec<u8>,
         Kind::Range => range(&writer.reader(), request),
         Kind::Status => Err(Refusal::malformed("a status is asked for by a query")),
     }
+}
+
+/// Of two faults etcd names the lease's first, but in a transaction the key's.
+fn first_fault<H: Host>(writer: &Writer<'_, H>, put: &PutRequest, refusal: Refusal) -> Refusal {
+    let lease_fault = put.lease != 0 && writer.host.remaining_ms(put.lease as u64).is_err();
+    if lease_fault && refusal == Refusal::KEY_NOT_FOUND { Refusal::LEASE_NOT_FOUND } else { refusal }
 }
 
 /// Answers from the machine's state. `revision` is the one of the last input that emitted events.

@@ -67,6 +67,12 @@ impl Model {
     /// A command, and the events it makes.
     pub fn command(&mut self, request: &Request) -> Answer<(Response, Vec<Event>)> {
         check(request, 128)?;
+        if let Request::RequestPut(put) = request
+            && put.lease != 0
+            && !self.leases.contains_key(&put.lease)
+        {
+            return Err(Refusal::LEASE_NOT_FOUND);
+        }
         let mut work = self.work(false);
         let answer = work.request(request)?;
         let (map, events) = (work.map, work.events);
