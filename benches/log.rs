@@ -45,7 +45,8 @@ impl Writers {
             self.next[group.0 as usize] += 1;
             let data = self.data.clone();
             let entries = vec![Entry { index: Index(index), term: Term(1), kind: EntryKind::Batch, data }];
-            let old = (index % TRUNCATE_EVERY == 0).then_some((Index(index - TRUNCATE_EVERY / 2), Term(1)));
+            let old =
+                index.is_multiple_of(TRUNCATE_EVERY).then_some((Index(index - TRUNCATE_EVERY / 2), Term(1)));
             LogWrite { group, number: index, entries, truncate: old, ..LogWrite::default() }
         });
         let writes = writes.collect();
