@@ -347,6 +347,9 @@ fn base_options(sizes: Sizes) -> Options {
     options.set_max_open_files(sizes.open_files_max);
     options.set_max_background_jobs(2);
     options.set_bytes_per_sync(1 << 20);
+    // The list of files is then never longer than what was written of it, not even after a power failure:
+    // RocksDB has no patience with a list that ends in zeros where a change was under way.
+    options.set_manifest_preallocation_size(0);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);
     options.set_stats_dump_period_sec(0);

@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::storage::file::sync_directory;
+
 /// "statehouse log mark, form 1".
 const MAGIC: [u8; 8] = *b"shlogmk1";
 const MARK_BYTES: usize = MAGIC.len() + 8 + 4;
@@ -39,7 +41,8 @@ impl Mark {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Reading::Nothing),
             Err(e) => return Err(e),
         };
-        // An empty file, or zeros, is what a power failure leaves of a file just made.
+        // An empty file, or zeros, is what a power failure leaves of a file just made: before anything was
+        // acknowledged.
         if bytes.iter().all(|&byte| byte == 0) {
             return Ok(Reading::Nothing);
         }
@@ -49,10 +52,16 @@ impl Mark {
         Ok(if bytes == form(sequence) { Reading::UpTo(sequence) } else { Reading::Damaged })
     }
 
-    /// Opens the mark at `path` for writing, made if it is not there.
-    pub fn open(path: &Path) -> io::Result<Mark> {
+    /// Opens the mark at `path` for writing, made if it is not there, for a log that holds `sequence`
+    /// durably. Synced, so that the file has its length from now on: what is written later replaces it within
+    /// one sector, and a power failure leaves the one or the other.
+    pub fn open(path: &Path, sequence: u64) -> io::Result<Mark> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        Ok(Mark { file, path: path.to_owned() })
+        let mark = Mark { file, path: path.to_owned() };
+        mark.raise(sequence)?;
+        mark.file.sync_all()?;
+        sync_directory(path.parent().unwrap_or(Path::new(".")))?;
+        Ok(mark)
     }
 
     /// Where it is.
@@ -89,8 +98,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mark");
         assert_eq!(Mark::read(&path).unwrap(), Reading::Nothing);
-        let mark = Mark::open(&path).unwrap();
-        assert_eq!(Mark::read(&path).unwrap(), Reading::Nothing);
+        let mark = Mark::open(&path, 7).unwrap();
+        assert_eq!(Mark::read(&path).unwrap(), Reading::UpTo(7));
         mark.raise(1_000).unwrap();
         mark.raise(70_000).unwrap();
         assert_eq!(Mark::read(&path).unwrap(), Reading::UpTo(70_000));

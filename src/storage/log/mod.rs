@@ -55,9 +55,27 @@ struct Tail {
 /// The log's file beside RocksDB's own; no name of theirs has this form.
 const MARK_FILE: &str = "ACKNOWLEDGED";
 
-/// Enough for the log of a busy node between two flushes, and little when it is idle: both are allocated as
-/// they fill.
-const SIZES: Sizes = Sizes { write_buffer_bytes: 128 << 20, block_cache_bytes: 4 << 20, open_files_max: 256 };
+/// How much memory and disk the log takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSizes {
+    /// Entries in memory before they go to files, and about as much in each file of the write-ahead log.
+    /// Taken as it fills. Entries that are dropped within that much of the log are never written a second
+    /// time.
+    pub write_buffer_bytes: usize,
+}
+
+impl Default for LogSizes {
+    fn default() -> LogSizes {
+        LogSizes { write_buffer_bytes: 128 << 20 }
+    }
+}
+
+impl LogSizes {
+    fn of_database(self) -> Sizes {
+        let LogSizes { write_buffer_bytes } = self;
+        Sizes { write_buffer_bytes, block_cache_bytes: 4 << 20, open_files_max: 256 }
+    }
+}
 
 impl LogDb {
     /// Opens the log in `directory`, made if it is not there, and reads all of it.
@@ -65,11 +83,20 @@ impl LogDb {
     /// # Errors
     /// `Damaged` names the group and index of what does not read as it was written.
     pub fn open(directory: &Path) -> Result<(LogDb, BTreeMap<GroupId, GroupLog>), Error> {
+        LogDb::open_sized(directory, LogSizes::default())
+    }
+
+    /// As [`open`](Self::open), with sizes of the caller's choice.
+    pub fn open_sized(
+        directory: &Path,
+        sizes: LogSizes,
+    ) -> Result<(LogDb, BTreeMap<GroupId, GroupLog>), Error> {
         let mark_path = directory.join(MARK_FILE);
-        check_mark(directory, &mark_path)?;
-        let db = Arc::new(Db::open_log(directory, SIZES)?);
+        let sizes = sizes.of_database();
+        check_mark(directory, &mark_path, sizes)?;
+        let db = Arc::new(Db::open_log(directory, sizes)?);
         let groups = read_groups(&db)?;
-        let mark = Mark::open(&mark_path).map_err(|e| mark_fault(&mark_path, &e))?;
+        let mark = Mark::open(&mark_path, db.sequence()).map_err(|e| mark_fault(&mark_path, &e))?;
         let tails = groups.iter().map(|(&group, log)| (group, Tail::of(log))).collect();
         Ok((LogDb { db, mark, tails }, groups))
     }
@@ -88,7 +115,8 @@ pub struct LogReader {
 
 impl LogReader {
     /// The entries of `group` from `from` up to, not including, `to`: as many as fit in `bytes_max`, but at
-    /// least one if there is one. Ends early where the log ends or begins later.
+    /// least one if there is one. Without gaps, but the first may be a later one than `from`, where the log
+    /// was cut, and the last an earlier one than asked for, where it ends.
     pub fn entries(
         &self,
         group: GroupId,
@@ -96,18 +124,20 @@ impl LogReader {
         to: Index,
         bytes_max: usize,
     ) -> Result<Vec<Entry>, Fault> {
-        let (start, end) = (row::entry_key(group, from), row::entry_key(group, to));
+        let (start, end) = (row::entry_key(group, Index(from.0.max(1))), row::entry_key(group, to));
         let mut entries: Vec<Entry> = Vec::new();
         let mut bytes = 0;
         let mut damaged = None;
         self.db.scan(Scan::forward(&start, &end), &mut |key, value| {
-            let index = Index(from.0 + entries.len() as u64);
+            let due = entries.last().map(|last| last.index.next());
             let entry = match Key::read(key) {
-                Some(Key::Entry(_, found)) if found == index => row::read_entry(key, index, value),
+                Some(Key::Entry(_, index)) if due.is_none_or(|due| due == index) => {
+                    row::read_entry(key, index, value)
+                }
                 _ => None,
             };
             let Some(entry) = entry else {
-                damaged = Some(index);
+                damaged = Some(due.unwrap_or(from));
                 return ControlFlow::Break(());
             };
             bytes += entry.data.len();
@@ -120,7 +150,8 @@ impl LogReader {
         match damaged {
             None => Ok(entries),
             Some(index) => Err(self.db.fail(Fault::new(format!(
-                "{} is damaged: entry {index} of group {group} is not as it was written",
+                "{} is damaged: entry {index} of group {group}, or the first after it, is missing or not as \
+                 it was written",
                 self.db.place()
             )))),
         }
@@ -169,7 +200,7 @@ impl Tail {
 }
 
 /// Compares the log with its mark, before anything is changed.
-fn check_mark(directory: &Path, mark_path: &Path) -> Result<(), Error> {
+fn check_mark(directory: &Path, mark_path: &Path, sizes: Sizes) -> Result<(), Error> {
     let acknowledged = match Mark::read(mark_path).map_err(|e| mark_fault(mark_path, &e))? {
         Reading::Nothing => return Ok(()),
         Reading::UpTo(sequence) => sequence,
@@ -181,7 +212,7 @@ fn check_mark(directory: &Path, mark_path: &Path) -> Result<(), Error> {
             )));
         }
     };
-    let there = Preview::of_log(directory, SIZES, true)?.sequence();
+    let there = Preview::of_log(directory, sizes, true)?.sequence();
     if there >= acknowledged {
         return Ok(());
     }
@@ -190,13 +221,13 @@ fn check_mark(directory: &Path, mark_path: &Path) -> Result<(), Error> {
          only the first {there} can be read; {}. Restore this data directory from a backup, or remove it and \
          let the node catch up from its peers. Nothing was changed",
         directory.display(),
-        first_loss(directory)?
+        first_loss(directory, sizes)?
     )))
 }
 
 /// Says which entries a damaged write-ahead log lost, as far as what comes after the damage shows it.
-fn first_loss(directory: &Path) -> Result<String, Error> {
-    let (whole, rest) = (last_entries(directory, true)?, last_entries(directory, false)?);
+fn first_loss(directory: &Path, sizes: Sizes) -> Result<String, Error> {
+    let (whole, rest) = (last_entries(directory, sizes, true)?, last_entries(directory, sizes, false)?);
     let mut lost = Vec::new();
     for (group, (last, hole)) in rest {
         let read = whole.get(&group).map(|&(last, _)| last).unwrap_or_default();
@@ -217,9 +248,13 @@ fn first_loss(directory: &Path) -> Result<String, Error> {
 }
 
 /// For each group the last index and the first hole in its entries.
-fn last_entries(directory: &Path, whole: bool) -> Result<BTreeMap<GroupId, (Index, Option<Index>)>, Error> {
+fn last_entries(
+    directory: &Path,
+    sizes: Sizes,
+    whole: bool,
+) -> Result<BTreeMap<GroupId, (Index, Option<Index>)>, Error> {
     let mut groups = BTreeMap::<GroupId, (Index, Option<Index>)>::new();
-    Preview::of_log(directory, SIZES, whole)?.keys(&mut |key| {
+    Preview::of_log(directory, sizes, whole)?.keys(&mut |key| {
         let Some(Key::Entry(group, index)) = Key::read(key) else { return };
         let (last, hole) = groups.entry(group).or_insert((Index(index.0 - 1), None));
         if index != last.next() && hole.is_none() {

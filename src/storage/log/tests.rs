@@ -185,6 +185,8 @@ fn old_entries_are_read_in_portions() {
     assert_eq!(read(3, 9, 40), [3, 4], "18 bytes each");
     assert_eq!(read(3, 9, 0), [3], "one at least");
     assert_eq!(read(10, 20, 1 << 20), [0; 0]);
+    assert_eq!(read(0, 5, 1 << 20), [3, 4], "the log was cut up to entry 2");
+    assert_eq!(log.db.failure().map(|fault| fault.to_string()), None);
 }
 
 /// Flips one bit in every row, one after another, below the seal and above RocksDB's own checksums.
@@ -208,13 +210,13 @@ fn a_row_that_changed_is_named_by_group_and_index() {
         (&own_key(group, Own::Membership), "the membership of group 7"),
     ];
     for (key, name) in rows {
-        let db = Db::open_log(place.path(), SIZES).unwrap();
+        let db = Db::open_log(place.path(), LogSizes::default().of_database()).unwrap();
         let whole = db.get(Family::DEFAULT, key).unwrap().expect(name);
         put(&db, key, &flip_last(&whole));
         drop(db);
         let what = damage_of(place.path());
         assert!(what.contains(name) && what.contains("not as it was written"), "{what}");
-        put(&Db::open_log(place.path(), SIZES).unwrap(), key, &whole);
+        put(&Db::open_log(place.path(), LogSizes::default().of_database()).unwrap(), key, &whole);
     }
     assert_eq!(read_all(place.path())[&group].entries, [entry(2, 1), entry(3, 1)]);
 }
@@ -223,7 +225,7 @@ fn a_row_that_changed_is_named_by_group_and_index() {
 fn a_missing_entry_is_named_by_group_and_index() {
     let place = tempfile::tempdir().unwrap();
     write_all(place.path(), vec![append(7, 1, 1..=5, 1)]);
-    let db = Db::open_log(place.path(), SIZES).unwrap();
+    let db = Db::open_log(place.path(), LogSizes::default().of_database()).unwrap();
     let mut changes = db.changes(&[Family::DEFAULT]).unwrap();
     changes.delete(Family::DEFAULT, &entry_key(GroupId(7), Index(3)));
     db.write(changes, Durability::Synced).unwrap();
