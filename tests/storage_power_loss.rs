@@ -72,6 +72,7 @@ static DISKS: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
 /// So that writes cost nothing while no disk is broken.
 static BROKEN_DISKS: AtomicUsize = AtomicUsize::new(0);
 
+// SAFETY: glibc's and musl's own declaration.
 unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
 }
