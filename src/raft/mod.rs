@@ -39,6 +39,8 @@ mod log_clock;
 mod membership;
 mod proposals;
 mod read;
+#[cfg(test)]
+mod simulation;
 mod start;
 #[cfg(test)]
 mod tests;

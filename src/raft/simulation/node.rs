@@ -1,0 +1,162 @@
+//! One simulated node: a shard, a disk that syncs late, an apply worker, and what survives a crash.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
+use crate::raft::input::{GroupStart, Input, ProposalId};
+use crate::raft::output::{ApplyJob, LogLoad};
+use crate::raft::shard::{Shard, ShardConfig};
+use crate::storage::entry::{Entry, GroupLog, LogWrite};
+use crate::time::Now;
+
+/// What survives a crash.
+#[derive(Default)]
+pub(super) struct Disk {
+    /// The log database.
+    pub(super) logs: BTreeMap<GroupId, GroupLog>,
+    /// Up to where the state database holds the log's effects for good.
+    pub(super) flushed: BTreeMap<GroupId, Index>,
+}
+
+/// What a crash takes away.
+pub(super) struct Life {
+    pub(super) shard: Shard,
+    pub(super) started_ms: u64,
+    pub(super) next_tick_ms: u64,
+    pub(super) inbox: Vec<Input>,
+    /// Handed to the log thread, not synced.
+    pub(super) unsynced: VecDeque<LogWrite>,
+    /// Handed to the apply workers, not applied.
+    pub(super) jobs: VecDeque<ApplyJob>,
+    pub(super) loads: VecDeque<LogLoad>,
+    pub(super) applied: BTreeMap<GroupId, Index>,
+    /// The last entry handed out to be applied.
+    pub(super) delivered: BTreeMap<GroupId, Index>,
+    /// Proposals in the log, to be answered when their index is applied.
+    pub(super) proposed: BTreeMap<(GroupId, Index, Term), Vec<ProposalId>>,
+    /// Proposals without a fate.
+    pub(super) open: BTreeMap<ProposalId, Option<(GroupId, Index, Term)>>,
+}
+
+pub(super) struct SimNode {
+    pub(super) id: NodeId,
+    pub(super) disk: Disk,
+    pub(super) life: Option<Life>,
+    /// When a dead node comes back.
+    pub(super) back_at_ms: u64,
+    /// This node's idea of a tick: clocks run at different speeds.
+    pub(super) tick_ms: u64,
+    /// How far its wall clock is off.
+    pub(super) wall_offset_ms: u64,
+}
+
+/// The replica of the group on the node.
+pub(super) fn replica_of(node: NodeId) -> ReplicaId {
+    ReplicaId(node.0 + 100)
+}
+
+impl Disk {
+    /// What the log holds at an index: its term, or none below the start and after the end.
+    pub(super) fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
+        let log = self.logs.get(&group)?;
+        if index == log.start.0 {
+            return Some(log.start.1);
+        }
+        let at = index.0.checked_sub(log.start.0.0 + 1)?;
+        log.entries.get(at as usize).map(|entry| entry.term)
+    }
+
+    /// Whether this entry is here for good: in the log, or so long applied that the log let it go.
+    pub(super) fn holds(&self, group: GroupId, index: Index, term: Term) -> bool {
+        let cut = self.logs.get(&group).is_some_and(|log| index <= log.start.0);
+        cut || self.term_at(group, index) == Some(term)
+    }
+
+    /// A write reaches the disk.
+    pub(super) fn sync(&mut self, write: LogWrite) {
+        let log = self.logs.get_mut(&write.group).expect("a group writes only after it was made");
+        if let Some(first) = write.entries.first() {
+            let last = log.entries.last().map_or(log.start.0, |entry| entry.index);
+            assert!(first.index > log.start.0 && first.index <= last.next(), "a gap: {first:?} after {last}");
+            assert!(first.index > log.hard_state.commit, "{first:?} replaces a committed entry");
+            log.entries.truncate((first.index.0 - log.start.0.0 - 1) as usize);
+            for (entry, index) in write.entries.iter().zip(first.index.0..) {
+                assert_eq!(entry.index.0, index, "entries of a write have no gaps");
+            }
+            log.entries.extend(write.entries);
+        }
+        if let Some(state) = write.hard_state {
+            assert!(state.term >= log.hard_state.term && state.commit >= log.hard_state.commit);
+            log.hard_state = state;
+        }
+        if let Some((index, membership)) = write.membership {
+            assert!(index > log.membership.0);
+            log.membership = (index, membership);
+        }
+        if let Some((to, term)) = write.truncate {
+            assert!(to <= self.flushed[&write.group], "the log is cut beyond what the state holds");
+            let kept = log.entries.iter().position(|entry| entry.index == to).expect("cut at an entry") + 1;
+            assert_eq!(log.entries[kept - 1].term, term);
+            log.entries.drain(..kept);
+            log.start = (to, term);
+        }
+    }
+
+    /// Entries for a replica that lags behind.
+    pub(super) fn load(&self, load: LogLoad) -> Vec<Entry> {
+        let log = &self.logs[&load.group];
+        if load.from <= log.start.0 {
+            return Vec::new();
+        }
+        let from = (load.from.0 - log.start.0.0 - 1) as usize;
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.data.len();
+            entry.index == load.from || (bytes <= load.bytes_max && entry.index <= load.to)
+        };
+        log.entries[from..].iter().take_while(fits).cloned().collect()
+    }
+}
+
+impl SimNode {
+    /// The node's clocks.
+    pub(super) fn now(&self, world_ms: u64) -> Now {
+        let started_ms = self.life.as_ref().map_or(0, |life| life.started_ms);
+        Now { monotonic_ms: world_ms - started_ms, wall_ms: world_ms + self.wall_offset_ms }
+    }
+
+    /// The process starts with what the disk holds.
+    pub(super) fn start(
+        &mut self,
+        world_ms: u64,
+        config: ShardConfig,
+        nodes: &[NodeId],
+        floor: impl Fn(GroupId, Index) -> LogTime,
+    ) {
+        let mut inbox = Vec::new();
+        for (&group, log) in &self.disk.logs {
+            let applied = self.disk.flushed[&group];
+            inbox.push(Input::Open(Box::new(GroupStart {
+                group,
+                replica: replica_of(self.id),
+                log: log.clone(),
+                applied,
+                time_floor: floor(group, applied),
+                nodes: nodes.iter().map(|&node| (replica_of(node), node)).collect(),
+            })));
+        }
+        self.life = Some(Life {
+            shard: Shard::new(config),
+            started_ms: world_ms,
+            next_tick_ms: world_ms + self.tick_ms,
+            inbox,
+            unsynced: VecDeque::new(),
+            jobs: VecDeque::new(),
+            loads: VecDeque::new(),
+            applied: self.disk.flushed.clone(),
+            delivered: self.disk.flushed.clone(),
+            proposed: BTreeMap::new(),
+            open: BTreeMap::new(),
+        });
+    }
+}

@@ -1,0 +1,135 @@
+//! What a replicated log owes its users, checked against every output of every node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use crate::id::{GroupId, Index, LogTime, NodeId, Term};
+use crate::machine::batch::{Act, Batch, Operation};
+use crate::raft::input::{ProposalId, ReadId};
+use crate::raft::output::{ProposeError, RoleChange};
+use crate::storage::entry::{Entry, EntryKind};
+
+/// Where a command is: index and offset in its batch.
+type Place = (GroupId, Index, usize);
+
+/// Everything that must never be taken back.
+#[derive(Default)]
+pub(super) struct Oracle {
+    /// The log of each group, as far as any node has been told to apply it: entry `i` at position `i - 1`.
+    committed: BTreeMap<GroupId, Vec<Entry>>,
+    /// The stamp of the last batch up to each committed entry.
+    stamps: BTreeMap<GroupId, Vec<LogTime>>,
+    places: BTreeMap<ProposalId, Place>,
+    pub(super) acknowledged: BTreeMap<ProposalId, Place>,
+    /// Refused in a way that promises that the command was not and will not be done.
+    never: BTreeSet<ProposalId>,
+    leaders: BTreeMap<(GroupId, Term), NodeId>,
+    /// The last acknowledged index of each group.
+    acknowledged_to: BTreeMap<GroupId, Index>,
+    /// What each read must at least see.
+    reads: BTreeMap<ReadId, Index>,
+    pub(super) reads_answered: u64,
+}
+
+/// A command that says who it is.
+pub(super) fn command(id: ProposalId, padding: usize) -> Operation {
+    let mut bytes = id.0.to_be_bytes().to_vec();
+    bytes.resize(8 + padding, 0);
+    Operation::command(Bytes::from(bytes))
+}
+
+fn id_of(operation: &Operation) -> ProposalId {
+    match &operation.act {
+        Some(Act::Command(bytes)) => ProposalId(u64::from_be_bytes(bytes[..8].try_into().unwrap())),
+        other => panic!("nobody proposed {other:?}"),
+    }
+}
+
+impl Oracle {
+    /// A node is told to apply an entry. True if it is the first to be told.
+    pub(super) fn deliver(&mut self, group: GroupId, entry: &Entry) -> bool {
+        let log = self.committed.entry(group).or_default();
+        if let Some(known) = log.get(entry.index.0 as usize - 1) {
+            assert_eq!(known, entry, "two nodes apply different entries");
+            return false;
+        }
+        assert_eq!(entry.index.0, log.len() as u64 + 1, "entries are applied in order");
+        assert!(log.last().is_none_or(|last| last.term <= entry.term), "terms never go back");
+        log.push(entry.clone());
+        let stamps = self.stamps.entry(group).or_default();
+        let mut stamp = stamps.last().copied().unwrap_or_default();
+        if entry.kind == EntryKind::Batch && !entry.data.is_empty() {
+            let batch = Batch::read(entry.data.clone()).unwrap();
+            assert!(
+                batch.time_ms >= stamp.0,
+                "entry {} is stamped {} after {stamp}",
+                entry.index,
+                batch.time_ms
+            );
+            stamp = LogTime(batch.time_ms);
+            for (offset, operation) in batch.operations.iter().enumerate() {
+                let id = id_of(operation);
+                assert!(!self.never.contains(&id), "{id:?} was refused for good, and is applied");
+                let twice = self.places.insert(id, (group, entry.index, offset));
+                assert_eq!(twice, None, "{id:?} is applied twice");
+            }
+        }
+        stamps.push(stamp);
+        true
+    }
+
+    /// The stamp of the last batch up to an index.
+    pub(super) fn stamp_at(&self, group: GroupId, index: Index) -> LogTime {
+        let at = (index.0 as usize).checked_sub(1);
+        at.map_or(LogTime(0), |at| self.stamps[&group][at])
+    }
+
+    /// How many entries a group has committed.
+    pub(super) fn committed(&self, group: GroupId) -> u64 {
+        self.committed.get(&group).map_or(0, |log| log.len() as u64)
+    }
+
+    /// A node has applied its own proposal and tells the client.
+    pub(super) fn acknowledge(&mut self, id: ProposalId, place: Place) {
+        assert_eq!(self.places.get(&id), Some(&place), "{id:?} is not where its node believes it");
+        assert!(self.acknowledged.insert(id, place).is_none(), "{id:?} is acknowledged twice");
+        let to = self.acknowledged_to.entry(place.0).or_default();
+        *to = place.1.max(*to);
+    }
+
+    /// A node tells a client that its command did not, or perhaps not, go in.
+    pub(super) fn refuse(&mut self, id: ProposalId, error: &ProposeError) {
+        assert!(!self.acknowledged.contains_key(&id), "{id:?} is acknowledged, and refused");
+        match error {
+            ProposeError::Unknown => {}
+            ProposeError::Quarantined(reason) => panic!("quarantine: {reason}"),
+            _ => {
+                assert!(!self.places.contains_key(&id), "{id:?} is applied, and refused for good: {error}");
+                assert!(self.never.insert(id), "{id:?} is refused twice");
+            }
+        }
+    }
+
+    /// A client asks for a read.
+    pub(super) fn ask(&mut self, id: ReadId, group: GroupId) {
+        self.reads.insert(id, self.acknowledged_to.get(&group).copied().unwrap_or_default());
+    }
+
+    /// A read gets its read point, or is refused.
+    pub(super) fn answer(&mut self, id: ReadId, index: Option<Index>) {
+        let least = self.reads.remove(&id).unwrap_or_else(|| panic!("{id:?} is answered twice"));
+        if let Some(index) = index {
+            assert!(index >= least, "a read at {index} misses {least}, acknowledged before it was asked");
+            self.reads_answered += 1;
+        }
+    }
+
+    /// A node says what it is.
+    pub(super) fn role(&mut self, node: NodeId, change: &RoleChange) {
+        if change.role == crate::raft::Role::Leader {
+            let leader = *self.leaders.entry((change.group, change.term)).or_insert(node);
+            assert_eq!(leader, node, "two leaders in term {} of group {}", change.term, change.group);
+        }
+    }
+}

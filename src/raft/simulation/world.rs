@@ -1,0 +1,434 @@
+//! The world around the nodes: time, chance, the network, the clients, and the faults.
+
+use std::collections::BTreeMap;
+
+use crate::id::{GroupId, Index, NodeId};
+use crate::raft::input::{Input, ProposalId, ReadId};
+use crate::raft::message::PeerBody;
+use crate::raft::output::{ApplyJob, Output, PeerOut, Role};
+use crate::raft::shard::ShardConfig;
+use crate::raft::simulation::Rng;
+use crate::raft::simulation::node::{Disk, SimNode, replica_of};
+use crate::raft::simulation::oracle::{Oracle, command};
+use crate::storage::entry::{GroupLog, Membership};
+
+/// What was done to the nodes. Counted, because a test whose faults never happen shows nothing.
+#[derive(Default)]
+pub(super) struct Faults {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+const KINDS: [&str; 13] = [
+    "acknowledged",
+    "crash",
+    "cut log",
+    "doubled message",
+    "isolated node",
+    "leader change",
+    "load from log",
+    "lost message",
+    "lost proposal",
+    "lost write",
+    "read answered",
+    "unknown fate",
+    "write synced but not reported",
+];
+
+impl Faults {
+    fn count(&mut self, kind: &'static str) {
+        *self.counts.entry(kind).or_default() += 1;
+    }
+
+    pub(super) fn add(&mut self, other: &Faults) {
+        other.counts.iter().for_each(|(kind, count)| *self.counts.entry(kind).or_default() += count);
+    }
+
+    pub(super) fn assert_all_happened(&self) {
+        assert_eq!(self.counts.keys().copied().collect::<Vec<_>>(), KINDS, "{:?}", self.counts);
+    }
+}
+
+struct Packet {
+    due_ms: u64,
+    from: NodeId,
+    out: PeerOut,
+}
+
+pub(super) struct World {
+    rng: Rng,
+    now_ms: u64,
+    ids: Vec<NodeId>,
+    groups: Vec<GroupId>,
+    nodes: BTreeMap<NodeId, SimNode>,
+    packets: Vec<Packet>,
+    /// Cut off from the others until then.
+    isolated: BTreeMap<NodeId, u64>,
+    oracle: Oracle,
+    last_id: u64,
+    config: ShardConfig,
+    calm: bool,
+    pub(super) faults: Faults,
+    /// Every output, if asked for.
+    pub(super) record: Vec<String>,
+    recording: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, recording: bool) -> World {
+        let mut rng = Rng(seed);
+        let size = [1, 1, 2, 3, 3, 3, 5][rng.below(7) as usize];
+        let ids: Vec<NodeId> = (1..=size).map(NodeId).collect();
+        let groups: Vec<GroupId> = (0..1 + rng.below(3)).map(GroupId).collect();
+        let voters = ids.iter().map(|&id| replica_of(id).0).collect::<Vec<_>>();
+        let first = GroupLog {
+            membership: (Index(0), Membership { voters, ..Membership::default() }),
+            ..GroupLog::default()
+        };
+        let mut nodes = BTreeMap::new();
+        for &id in &ids {
+            let disk = Disk {
+                logs: groups.iter().map(|&group| (group, first.clone())).collect(),
+                flushed: groups.iter().map(|&group| (group, Index(0))).collect(),
+            };
+            let tick_ms = 90 + rng.below(20);
+            let wall_offset_ms = rng.below(100_000);
+            nodes.insert(id, SimNode { id, disk, life: None, back_at_ms: 0, tick_ms, wall_offset_ms });
+        }
+        let config = ShardConfig {
+            batches_in_flight_max: 1 + rng.below(3) as usize,
+            batch_operations_max: 1 + rng.below(20) as usize,
+            group_held_bytes_max: 2_000 + rng.below(20_000) as usize,
+            cache_bytes_max: rng.below(2) as usize * 10_000,
+            append_bytes_max: 200 + rng.below(10_000) as usize,
+            appends_in_flight_max: 1 + rng.below(8) as usize,
+            ..ShardConfig::new(NodeId(0), 0)
+        };
+        World {
+            rng,
+            now_ms: 1_000_000,
+            ids,
+            groups,
+            nodes,
+            packets: Vec::new(),
+            isolated: BTreeMap::new(),
+            oracle: Oracle::default(),
+            last_id: 0,
+            config,
+            calm: false,
+            faults: Faults::default(),
+            record: Vec::new(),
+            recording,
+        }
+    }
+
+    /// A time in which everything goes wrong.
+    pub(super) fn trouble(&mut self, steps: u64) {
+        for _ in 0..steps {
+            self.step();
+        }
+    }
+
+    /// All nodes come back and are left in peace: then everyone learns the fate of everything, and new commands go in.
+    pub(super) fn heal(&mut self) {
+        self.calm = true;
+        self.isolated.clear();
+        self.nodes.values_mut().for_each(|node| node.back_at_ms = 0);
+        let end_ms = self.now_ms + 60_000;
+        let (before, last_id) = (self.oracle.acknowledged.len(), self.last_id);
+        let committed: Vec<u64> = self.groups.iter().map(|&group| self.oracle.committed(group)).collect();
+        while !self.settled(last_id, &committed) || self.oracle.acknowledged.len() < before + 10 {
+            self.step();
+            assert!(self.now_ms < end_ms, "no progress within a minute of peace: {}", self.describe());
+        }
+        self.faults.add(&Faults {
+            counts: [("acknowledged", before as u64), ("read answered", self.oracle.reads_answered)].into(),
+        });
+    }
+
+    /// Where every group stands on every node.
+    fn describe(&self) -> String {
+        let mut text = format!("{} acknowledged, {:?}", self.oracle.acknowledged.len(), self.faults.counts);
+        for (id, node) in &self.nodes {
+            let Some(life) = &node.life else { continue };
+            for &group in &self.groups {
+                text += &format!("\nnode {id}: {:?}", life.shard.group_status(group));
+            }
+            text += &format!(
+                "\n  {} unsynced, {} jobs, open: {:?}",
+                life.unsynced.len(),
+                life.jobs.len(),
+                life.open
+            );
+        }
+        text
+    }
+
+    /// Whether every command up to this one has a fate, and every node has applied as much as this of each group.
+    fn settled(&self, last_id: u64, applied: &[u64]) -> bool {
+        self.nodes.values().all(|node| {
+            node.life.as_ref().is_some_and(|life| {
+                let done = |(group, &index)| life.applied[group].0 >= index;
+                life.open.keys().all(|id| id.0 > last_id) && self.groups.iter().zip(applied).all(done)
+            })
+        })
+    }
+
+    fn step(&mut self) {
+        self.now_ms += self.rng.below(20);
+        if !self.calm {
+            self.break_something();
+        }
+        self.deliver_packets();
+        for id in self.ids.clone() {
+            if self.nodes[&id].life.is_none() && self.nodes[&id].back_at_ms <= self.now_ms {
+                self.start(id);
+            }
+            if self.nodes[&id].life.is_some() {
+                self.clients_ask(id);
+                self.work(id);
+                self.call(id);
+            }
+        }
+    }
+
+    fn break_something(&mut self) {
+        let victim = self.ids[self.rng.below(self.ids.len() as u64) as usize];
+        let until_ms = self.now_ms + self.rng.below(5_000);
+        match self.rng.below(150) {
+            0 if self.nodes[&victim].life.is_some() => self.crash(victim, until_ms),
+            1 => {
+                self.isolated.insert(victim, until_ms);
+                self.faults.count("isolated node");
+            }
+            2 => {
+                let node = self.nodes.get_mut(&victim).unwrap();
+                node.wall_offset_ms = self.rng.below(200_000);
+            }
+            3 => {
+                let group = self.groups[self.rng.below(self.groups.len() as u64) as usize];
+                if let Some(life) = &mut self.nodes.get_mut(&victim).unwrap().life {
+                    life.inbox.push(Input::Campaign { group });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The process dies. What was not synced is lost, but for what the disk had written without saying so.
+    fn crash(&mut self, id: NodeId, back_at_ms: u64) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let mut life = node.life.take().unwrap();
+        node.back_at_ms = back_at_ms;
+        self.faults.count("crash");
+        let kept = self.rng.below(life.unsynced.len() as u64 + 1);
+        for write in life.unsynced.drain(..kept as usize) {
+            node.disk.sync(write);
+            self.faults.count("write synced but not reported");
+        }
+        for _ in life.unsynced {
+            self.faults.count("lost write");
+        }
+    }
+
+    fn start(&mut self, id: NodeId) {
+        let config = ShardConfig { node: id, seed: self.rng.next(), ..self.config.clone() };
+        let oracle = &self.oracle;
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.start(self.now_ms, config, &self.ids, |group, index| oracle.stamp_at(group, index));
+    }
+
+    fn deliver_packets(&mut self) {
+        let (due, later) =
+            std::mem::take(&mut self.packets).into_iter().partition(|packet| packet.due_ms <= self.now_ms);
+        self.packets = later;
+        let due: Vec<Packet> = due;
+        for Packet { from, out, .. } in due {
+            let cut = |node: &NodeId| self.isolated.get(node).is_some_and(|until| *until > self.now_ms);
+            if cut(&from) || cut(&out.to) {
+                self.faults.count("lost message");
+            } else if let Some(life) = &mut self.nodes.get_mut(&out.to).unwrap().life {
+                life.inbox.push(Input::Message { from, group: out.group, message: out.message });
+            }
+        }
+    }
+
+    fn clients_ask(&mut self, id: NodeId) {
+        for &group in &self.groups {
+            let life = self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap();
+            let leads =
+                life.shard.group_status(group).is_some_and(|status| status.standing.role == Role::Leader);
+            if self.rng.one_in(if leads { 3 } else { 40 }) {
+                for _ in 0..1 + self.rng.below(8) {
+                    self.last_id += 1;
+                    let id = ProposalId(self.last_id);
+                    let padding = self.rng.below(200) as usize;
+                    life.open.insert(id, None);
+                    let operation = command(id, padding);
+                    life.inbox.push(Input::Propose { group, id, operation, bytes: 8 + padding });
+                }
+            }
+            if self.rng.one_in(10) {
+                self.last_id += 1;
+                let id = ReadId(self.last_id);
+                self.oracle.ask(id, group);
+                life.inbox.push(Input::Read { group, id });
+            }
+        }
+    }
+
+    /// The node's threads do a little: syncs, applies, loads, flushes, ticks.
+    fn work(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let life = node.life.as_mut().unwrap();
+        while life.next_tick_ms <= self.now_ms {
+            life.next_tick_ms += node.tick_ms;
+            life.inbox.push(Input::Tick);
+        }
+        if self.rng.one_in(2) {
+            let count = self.rng.below(life.unsynced.len() as u64 + 1);
+            for write in life.unsynced.drain(..count as usize) {
+                let (group, number) = (write.group, write.number);
+                node.disk.sync(write);
+                life.inbox.push(Input::Persisted { group, number });
+            }
+        }
+        if self.rng.one_in(2) {
+            for _ in 0..self.rng.below(life.jobs.len() as u64 + 1) {
+                let job = life.jobs.pop_front().unwrap();
+                let last = job.entries.last().unwrap().index;
+                life.applied.insert(job.group, last);
+                life.inbox.push(Input::Applied { group: job.group, index: last });
+                for entry in &job.entries {
+                    let key = (job.group, entry.index, entry.term);
+                    let ids = life.proposed.remove(&key).unwrap_or_default();
+                    for (offset, id) in ids.into_iter().enumerate() {
+                        assert_eq!(life.open.remove(&id), Some(Some(key)), "{id:?}");
+                        self.oracle.acknowledge(id, (job.group, entry.index, offset));
+                    }
+                }
+            }
+        }
+        if self.rng.one_in(4) {
+            for load in life.loads.drain(..) {
+                let entries = node.disk.load(load);
+                life.inbox.push(Input::Loaded { group: load.group, from: load.from, entries });
+                self.faults.count("load from log");
+            }
+        }
+        if self.rng.one_in(50) {
+            for (&group, &applied) in &life.applied {
+                node.disk.flushed.insert(group, applied);
+                life.inbox
+                    .push(Input::Truncate { group, to: Index(applied.0.saturating_sub(self.rng.below(20))) });
+            }
+        }
+    }
+
+    /// One call into the shard, and everything that comes of it.
+    fn call(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let now = node.now(self.now_ms);
+        let life = node.life.as_mut().unwrap();
+        let mut out = Output::default();
+        life.shard.handle(now, life.inbox.drain(..), &mut out);
+        assert!(out.quarantined.is_empty(), "{:?}", out.quarantined);
+        if self.recording && !out.is_empty() {
+            self.record.push(format!("{} {id} {out:?}", self.now_ms));
+        }
+        for change in &out.roles {
+            self.oracle.role(id, change);
+            if change.role == Role::Leader {
+                self.faults.count("leader change");
+            }
+        }
+        for batch in out.proposed {
+            let key = (batch.group, batch.index, batch.term);
+            for id in &batch.ids {
+                life.open.insert(*id, Some(key));
+            }
+            assert!(life.proposed.insert(key, batch.ids).is_none(), "two batches at {key:?}");
+        }
+        for (id, error) in out.refused {
+            self.oracle.refuse(id, &error);
+            match error {
+                crate::raft::ProposeError::Lost => self.faults.count("lost proposal"),
+                crate::raft::ProposeError::Unknown => self.faults.count("unknown fate"),
+                _ => {}
+            }
+            let place = life.open.remove(&id).unwrap_or_else(|| panic!("{id:?} has a second fate: {error}"));
+            if let Some(key) = place {
+                life.proposed.remove(&key);
+            }
+        }
+        for read in out.reads {
+            read.ids.iter().for_each(|id| self.oracle.answer(*id, read.index.as_ref().ok().copied()));
+        }
+        for write in &out.log {
+            if write.truncate.is_some() {
+                self.faults.count("cut log");
+            }
+        }
+        life.unsynced.extend(out.log);
+        life.loads.extend(out.load);
+        for job in out.apply {
+            self.deliver(id, job);
+        }
+        for message in out.messages {
+            self.send(id, message);
+        }
+    }
+
+    fn deliver(&mut self, id: NodeId, job: ApplyJob) {
+        for entry in &job.entries {
+            let node = self.nodes.get_mut(&id).unwrap();
+            let delivered = node.life.as_mut().unwrap().delivered.get_mut(&job.group).unwrap();
+            assert_eq!(entry.index, delivered.next(), "jobs follow each other without gaps");
+            *delivered = entry.index;
+            assert!(node.disk.holds(job.group, entry.index, entry.term), "applied before it is synced here");
+            if self.oracle.deliver(job.group, entry) {
+                let holds = |node: &&SimNode| node.disk.holds(job.group, entry.index, entry.term);
+                let holders = self.nodes.values().filter(holds).count();
+                assert!(holders * 2 > self.nodes.len(), "applied with {holders} copies on disk");
+            }
+        }
+        self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap().jobs.push_back(job);
+    }
+
+    fn send(&mut self, from: NodeId, out: PeerOut) {
+        let disk = &self.nodes[&from].disk;
+        match &out.message.body {
+            PeerBody::Appended { index, .. } => {
+                let log = &disk.logs[&out.group];
+                let last = log.entries.last().map_or(log.start.0, |entry| entry.index);
+                // What was true in an earlier term may leave together with the write that ends that term.
+                let earlier = log.hard_state.term > out.message.term;
+                assert!(*index <= last || earlier, "acknowledged up to {index}, the disk ends at {last}");
+            }
+            PeerBody::Vote { trial: false, granted: true, .. } => {
+                let state = disk.logs[&out.group].hard_state;
+                let vote = (state.term, state.vote);
+                assert!(
+                    vote == (out.message.term, out.message.to.0) || state.term > out.message.term,
+                    "{vote:?}"
+                );
+            }
+            PeerBody::RequestVote { trial: false, .. } | PeerBody::Append { .. } => {
+                let durable = disk.logs[&out.group].hard_state.term;
+                assert!(durable >= out.message.term, "speaks in a term that it may forget");
+            }
+            _ => {}
+        }
+        if !self.calm && self.rng.one_in(20) {
+            self.faults.count("lost message");
+            return;
+        }
+        if !self.calm && self.rng.one_in(30) {
+            self.faults.count("doubled message");
+            let due_ms = self.now_ms + self.rng.below(500);
+            self.packets.push(Packet { due_ms, from, out: out.clone() });
+        }
+        let slow_ms = if self.rng.one_in(20) { 400 } else { 30 };
+        let due_ms = self.now_ms + self.rng.below(slow_ms);
+        self.packets.push(Packet { due_ms, from, out });
+    }
+}
