@@ -5,7 +5,7 @@
 //! included, which the engine would draw by chance. The engine panics on broken invariants; so does this
 //! file; `shard` catches it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use raft::eraftpb::{self, EntryType};
@@ -13,6 +13,7 @@ use raft::{Config, RaftState, RawNode, StateRole};
 
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::{Batch, Operation};
+use crate::raft::election::ElectionTimeout;
 use crate::raft::input::{GroupStart, ProposalId, ReadId};
 use crate::raft::log_cache::{LogCache, Wish, from_engine};
 use crate::raft::log_clock::LogClock;
@@ -23,23 +24,10 @@ use crate::raft::output::{
 use crate::raft::proposals::Proposals;
 use crate::raft::read::Reads;
 use crate::raft::shard::{ShardConfig, Turn};
+use crate::raft::unsynced::{Synced, Unsynced};
 use crate::raft::{membership, start};
-use crate::storage::entry::{Entry, HardState, LogWrite, Membership};
+use crate::storage::entry::{Entry, LogWrite, Membership};
 use crate::time::Now;
-
-/// A write that the log thread has not reported yet.
-struct Write {
-    /// As the log thread calls it.
-    number: u64,
-    /// The engine's last ready that is done when this write is.
-    covers: u64,
-    /// The term that is on disk when this write is.
-    term: u64,
-    /// How many batches are in it.
-    batches: usize,
-    /// What may be sent only then.
-    messages: Vec<eraftpb::Message>,
-}
 
 /// One group on this node.
 pub(super) struct Group {
@@ -52,25 +40,13 @@ pub(super) struct Group {
     proposals: Proposals,
     reads: Reads,
     clock: LogClock,
-    /// In the order of their numbers.
-    writes: VecDeque<Write>,
-    /// Batches that the engine has, but no write yet.
-    batches_unwritten: usize,
-    /// Changed since it was last written. Waits for a write that is needed anyway if only its commit index
-    /// changed.
-    hard_state: Option<HardState>,
-    /// The term that is on disk.
-    durable_term: u64,
+    unsynced: Unsynced<eraftpb::Message>,
     /// Who is in the group, as of the last change up to what was handed out to be applied.
     membership: (Index, Membership),
     /// The last entry handed out to be applied.
     delivered: Index,
     applied: Index,
-    /// What the election timeout depends on besides the configuration; counts changes of term and role.
-    transitions: u64,
-    transition: (u64, StateRole),
-    election_seed: u64,
-    election_ticks: usize,
+    election_timeout: ElectionTimeout,
     /// What was said last of this replica's standing.
     announced: Option<RoleChange>,
     /// Sends that wait for entries from the log, by the first entry they need.
@@ -91,7 +67,7 @@ impl Group {
             hard_state: start::to_engine(hard_state),
             conf_state: membership::to_engine(&log.membership.1),
         };
-        let election_seed = mix(mix(config.seed, group.0), replica.0);
+        let seed = [config.seed, group.0, replica.0];
         let engine = Config {
             id: replica.0,
             applied: applied.0,
@@ -101,8 +77,9 @@ impl Group {
             max_inflight_msgs: config.appends_in_flight_max,
             check_quorum: true,
             pre_vote: true,
-            // Off: with it, 0.7 adds entries to a waiting *empty* append without a look whether they follow its
-            // index, and the follower acknowledges entries that it never got (found by simulation, seed 2).
+            // Off: with it, 0.7 adds entries to a waiting *empty* append without a look whether they follow
+            // its index, and the follower acknowledges entries that it never got (found by simulation, seed
+            // 2).
             batch_append: false,
             ..Config::default()
         };
@@ -119,17 +96,11 @@ impl Group {
             proposals: Proposals::default(),
             reads: Reads::new(replica, config.seed),
             clock: LogClock::default(),
-            writes: VecDeque::new(),
-            batches_unwritten: 0,
-            hard_state: None,
-            durable_term: hard_state.term.0,
+            unsynced: Unsynced::new(hard_state.term),
             membership: log.membership,
             delivered: applied,
             applied,
-            transitions: 0,
-            transition: (hard_state.term.0, StateRole::Follower),
-            election_seed,
-            election_ticks: config.election_ticks,
+            election_timeout: ElectionTimeout::new(seed, config.election_ticks, hard_state.term.0),
             announced: None,
             wishes: Vec::new(),
             touched: false,
@@ -163,16 +134,15 @@ impl Group {
 
     /// The log thread has synced everything up to this write.
     pub(super) fn persisted(&mut self, number: u64, turn: &mut Turn) {
-        let mut covers = None;
-        while let Some(write) = self.writes.pop_front_if(|write| write.number <= number) {
-            self.durable_term = self.durable_term.max(write.term);
-            covers = Some(write.covers);
-            self.send(write.messages, turn);
-        }
-        if let Some(ready) = covers {
-            self.node.on_persist_ready(ready);
+        if let Some(synced) = self.unsynced.synced(number) {
+            self.after_sync(synced, turn);
             self.evict(turn.config);
         }
+    }
+
+    fn after_sync(&mut self, synced: Synced<eraftpb::Message>, turn: &mut Turn) {
+        self.send(synced.messages, turn);
+        self.node.on_persist_ready(synced.ready);
     }
 
     /// The apply worker has applied everything up to this index.
@@ -231,9 +201,9 @@ impl Group {
         self.set_election_timeout();
     }
 
-    /// Whether a follower's rejection was overtaken by its later acknowledgement. 0.7 would go back behind what is
-    /// acknowledged, where the log may be cut already, and the follower would wait for ever (found by simulation,
-    /// seed 227).
+    /// Whether a follower's rejection was overtaken by its later acknowledgement. 0.7 would go back behind
+    /// what is acknowledged, where the log may be cut already, and the follower would wait for ever (found by
+    /// simulation, seed 227).
     fn is_stale_rejection(&self, message: &PeerMessage) -> bool {
         let PeerBody::Rejected { index, .. } = message.body else { return false };
         let progress = self.node.raft.prs().get(message.from.0);
@@ -311,7 +281,7 @@ impl Group {
     /// The only voter leads as soon as its whole log is synced: the engine relies on that.
     fn campaign_alone(&mut self) {
         let log = &self.node.raft.raft_log;
-        if !self.leads() && self.writes.is_empty() && log.persisted == log.last_index() {
+        if !self.leads() && self.unsynced.is_empty() && log.persisted == log.last_index() {
             // Refused while a committed change of membership is not applied; every later call tries again.
             let _ = self.node.campaign();
             self.set_election_timeout();
@@ -333,8 +303,7 @@ impl Group {
 
     /// Puts gathered commands into the log, unless enough batches are under way: then they gather on.
     fn cut_batches(&mut self, turn: &mut Turn) {
-        let under_way = self.writes.iter().map(|write| write.batches).sum::<usize>() + self.batches_unwritten;
-        let free = turn.config.batches_in_flight_max.saturating_sub(under_way);
+        let free = turn.config.batches_in_flight_max.saturating_sub(self.unsynced.batches());
         if !self.leads() || self.node.raft.lead_transferee.is_some() {
             return;
         }
@@ -346,7 +315,7 @@ impl Group {
             let time_ms = self.clock.stamp(turn.now).0;
             let data = Batch { time_ms, operations: batch.operations }.encode_to_vec();
             if self.node.propose(Vec::new(), data).is_ok() {
-                self.batches_unwritten += 1;
+                self.unsynced.add_batch();
                 turn.out.proposed.push(Proposed { group: self.id, index, term, ids: batch.ids });
             } else {
                 // This replica is being removed from the group it still leads.
@@ -391,11 +360,11 @@ impl Group {
         let read_points = ready.take_read_states();
         let must_sync = ready.must_sync();
         if let Some(changed) = ready.hs() {
-            self.hard_state = Some(start::from_engine(changed));
+            self.unsynced.set_hard_state(start::from_engine(changed));
         }
         self.node.mut_store().append(&entries);
         self.node.advance_append_async(ready);
-        if self.node.raft.term > self.durable_term {
+        if self.node.raft.term > self.unsynced.durable_term().0 {
             // The only voter leads before its vote for itself is on disk. Were it to send entries of that
             // term and then crash, it could lead the same term again with other entries.
             after_sync.append(&mut now);
@@ -420,23 +389,16 @@ impl Group {
     ) {
         if must_sync {
             *turn.last_write += 1;
-            let number = *turn.last_write;
+            let (number, term) = (*turn.last_write, Term(self.node.raft.term));
             turn.out.log.push(LogWrite {
                 group: self.id,
                 number,
                 entries: entries.iter().map(from_engine).collect(),
-                hard_state: self.hard_state.take(),
+                hard_state: self.unsynced.push(number, ready, term, messages),
                 ..LogWrite::default()
             });
-            let batches = std::mem::take(&mut self.batches_unwritten);
-            let term = self.node.raft.term;
-            self.writes.push_back(Write { number, covers: ready, term, batches, messages });
-        } else if let Some(last) = self.writes.back_mut() {
-            last.covers = ready;
-            last.messages.extend(messages);
-        } else {
-            self.send(messages, turn);
-            self.node.on_persist_ready(ready);
+        } else if let Some(synced) = self.unsynced.follow(ready, messages) {
+            self.after_sync(synced, turn);
         }
     }
 
@@ -522,15 +484,9 @@ impl Group {
     }
 
     /// Gives the engine our own election timeout in place of the one it drew by chance; after every call that
-    /// can make it draw. Depends on nothing but the seed, the replica, and its history.
+    /// can make it draw.
     fn set_election_timeout(&mut self) {
-        let transition = (self.node.raft.term, self.node.raft.state);
-        if self.transition != transition {
-            self.transition = transition;
-            self.transitions += 1;
-        }
-        let drawn = mix(mix(self.election_seed, self.node.raft.term), self.transitions);
-        let ticks = self.election_ticks + (drawn % self.election_ticks as u64) as usize;
+        let ticks = self.election_timeout.ticks(self.node.raft.term, self.node.raft.state as u8);
         self.node.raft.set_randomized_election_timeout(ticks);
     }
 
@@ -630,13 +586,4 @@ impl Group {
             awake: self.awake,
         }
     }
-}
-
-/// A number that looks like chance and depends on both (the finalizer of Steele, Lea, Flood: "Fast splittable
-/// pseudorandom number generators", 2014).
-fn mix(a: u64, b: u64) -> u64 {
-    let mut z = a.wrapping_add(b.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -18,6 +18,8 @@
 //! - [`input`], [`output`]: everything that goes in and comes out
 //! - [`shard`]: many groups, who has something to do, the fence around a broken one
 //! - `group`: one group around the engine's node: what is written, sent, applied, and when
+//! - `unsynced`: what waits for the log thread
+//! - `election`: when a follower loses patience
 //! - `proposals`: commands from their arrival to their fate
 //! - `read`: linearizable read points
 //! - `log_cache`: the part of the log that is in memory, as the engine reads it
@@ -33,6 +35,7 @@ pub mod message;
 pub mod output;
 pub mod shard;
 
+mod election;
 mod group;
 mod log_cache;
 mod log_clock;
@@ -44,6 +47,7 @@ mod simulation;
 mod start;
 #[cfg(test)]
 mod tests;
+mod unsynced;
 
 pub use input::{GroupStart, Input, ProposalId, ReadId};
 pub use message::PeerMessage;

@@ -1,8 +1,9 @@
-//! Whole clusters from a seed: shards, with fake disks, apply workers and a network that loses, delays, doubles and
-//! reorders. Nodes crash and come back with what was synced, and sometimes a little more; clocks drift and jump.
+//! Whole clusters from a seed: shards, with fake disks, apply workers and a network that loses, delays,
+//! doubles and reorders. Nodes crash and come back with what was synced, and sometimes a little more; clocks
+//! drift and jump.
 //!
-//! The [`oracle`] sees every output and holds it against what a replicated log owes its users. A failure prints the
-//! one command that repeats it.
+//! The [`oracle`] sees every output and holds it against what a replicated log owes its users. A failure
+//! prints the one command that repeats it.
 
 mod node;
 mod oracle;

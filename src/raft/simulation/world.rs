@@ -128,7 +128,8 @@ impl World {
         }
     }
 
-    /// All nodes come back and are left in peace: then everyone learns the fate of everything, and new commands go in.
+    /// All nodes come back and are left in peace: then everyone learns the fate of everything, and new
+    /// commands go in.
     pub(super) fn heal(&mut self) {
         self.calm = true;
         self.isolated.clear();
@@ -163,7 +164,8 @@ impl World {
         text
     }
 
-    /// Whether every command up to this one has a fate, and every node has applied as much as this of each group.
+    /// Whether every command up to this one has a fate, and every node has applied as much as this of each
+    /// group.
     fn settled(&self, last_id: u64, applied: &[u64]) -> bool {
         self.nodes.values().all(|node| {
             node.life.as_ref().is_some_and(|life| {
