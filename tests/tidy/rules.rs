@@ -28,10 +28,11 @@ const ARROWS: [(&str, &[&str]); 18] = [
         "node",
         &["id", "error", "time", "config", "machine", "storage", "wasm", "raft", "net", "watch", "catalog"],
     ),
-    ("proto", &[]),
-    ("client", &["id", "error", "time", "machine", "proto"]),
+    // The values of a node that messages are made of are a file without arrows of its own.
+    ("proto", &["id", "error", "machine", "node::request"]),
+    ("client", &["id", "error", "time", "machine", "node::request", "proto"]),
     ("api", &["id", "error", "time", "config", "machine", "watch", "catalog", "node", "proto"]),
-    ("cli", &["id", "error", "time", "config", "machine", "node", "api", "client", "proto"]),
+    ("cli", &["id", "error", "time", "config", "machine", "wasm::compile", "node", "api", "client", "proto"]),
     ("main", &["cli"]),
     // The map of the crate: it names every module.
     ("lib", &["*"]),

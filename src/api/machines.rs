@@ -1,0 +1,72 @@
+//! The gRPC service `Machines`: making, listing and deleting machines.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{PAGE_MAX, Serving, page, refused};
+use crate::error::Error;
+use crate::proto::v1;
+use crate::proto::v1::machines_server::Machines;
+
+/// The service.
+pub struct MachinesService {
+    serving: Arc<Serving>,
+}
+
+impl MachinesService {
+    /// Serves the node.
+    pub fn new(serving: Arc<Serving>) -> MachinesService {
+        MachinesService { serving }
+    }
+
+    fn check_configuration(&self, bytes: usize) -> Result<(), Error> {
+        let bytes_max = self.serving.limits.command_bytes_max;
+        if bytes as u64 <= bytes_max {
+            return Ok(());
+        }
+        Err(Error::TooLarge(format!(
+            "the configuration has {bytes} bytes, the limit is {bytes_max}: send the rest as commands, or \
+             raise `limits.command_bytes_max`"
+        )))
+    }
+}
+
+#[tonic::async_trait]
+impl Machines for MachinesService {
+    async fn create(
+        &self,
+        request: Request<v1::CreateMachineRequest>,
+    ) -> Result<Response<v1::Machine>, Status> {
+        let v1::CreateMachineRequest { name, module, configuration } = request.into_inner();
+        self.check_configuration(configuration.len()).map_err(refused)?;
+        let module = self.serving.module_digest(&module).await.map_err(refused)?;
+        let machine = self.serving.node.create_machine(&name, module, configuration).await;
+        Ok(Response::new(machine.map_err(refused)?.into()))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListMachinesRequest>,
+    ) -> Result<Response<v1::ListMachinesResponse>, Status> {
+        let v1::ListMachinesRequest { limit, after } = request.into_inner();
+        let after = if after.is_empty() { None } else { Some(after) };
+        let (machines, more) =
+            page(self.serving.node.machines(), after.as_ref(), limit, PAGE_MAX, |m| &m.name);
+        let machines = machines.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ListMachinesResponse { machines, more }))
+    }
+
+    async fn get(&self, request: Request<v1::GetMachineRequest>) -> Result<Response<v1::Machine>, Status> {
+        let machine = self.serving.node.machine(&request.into_inner().name).map_err(refused)?;
+        Ok(Response::new(machine.into()))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteMachineRequest>,
+    ) -> Result<Response<v1::DeleteMachineResponse>, Status> {
+        self.serving.node.delete_machine(&request.into_inner().name).await.map_err(refused)?;
+        Ok(Response::new(v1::DeleteMachineResponse {}))
+    }
+}

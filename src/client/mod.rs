@@ -1,0 +1,394 @@
+//! Talks to nodes over the network.
+//!
+//! A [`Client`] knows one or more addresses and uses the first that answers. A request that certainly was not
+//! done, because no connection came about or the node said so, is tried at the next address; a command whose
+//! fate is unknown is not, and ends with [`Error::Unknown`]. Reads are tried again in both cases.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), statehouse::error::Error> {
+//! use statehouse::client::Client;
+//! use statehouse::machine::outcome::Outcome;
+//! use statehouse::node::request::Consistency;
+//!
+//! let client = Client::connect(["127.0.0.1:7070"]).await?;
+//! client.create_machine("notes", "builtin:kv", "").await?;
+//! let applied = client.apply("notes", "a command of the guest").await?;
+//! match applied.outcome {
+//!     Outcome::Ok(answer) => println!("{} bytes at index {}", answer.len(), applied.index),
+//!     Outcome::Refused(refusal) => println!("refused: {}", refusal.message),
+//!     Outcome::Host(code) => println!("the guest failed: {code:?}"),
+//! }
+//! let local = Consistency::Local { min_index: applied.index };
+//! let answered = client.query("notes", "a question", local).await?;
+//! # let _ = answered;
+//! # Ok(())
+//! # }
+//! ```
+
+mod stream;
+mod upload;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
+use crate::error::Error;
+use crate::id::Digest;
+use crate::node::request::{Answered, Applied, Consistency, MachineInfo, ModuleInfo};
+pub use crate::proto::convert::RemoteStatus;
+use crate::proto::v1::commands_client::CommandsClient;
+use crate::proto::v1::machines_client::MachinesClient;
+use crate::proto::v1::modules_client::ModulesClient;
+use crate::proto::v1::nodes_client::NodesClient;
+use crate::proto::{convert, status, v1};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request may take, unless told otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an upload may take, which ends with a compilation.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
+/// Bytes of an answer, at most: an answer of a guest or a page of a list fits well within.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// How much of an answer, and of all answers of a connection, may be on its way before it is read.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// A way to one or more nodes. Copies share their connections.
+#[derive(Clone)]
+pub struct Client {
+    nodes: Arc<Nodes>,
+    timeout: Duration,
+}
+
+/// The nodes that a client knows.
+struct Nodes {
+    nodes: Vec<Peer>,
+    /// The one that answered last.
+    current: AtomicUsize,
+}
+
+/// One node's address, and its connection, which is made when it is needed and again when it broke.
+struct Peer {
+    address: String,
+    channel: Channel,
+}
+
+/// What may be done about a request whose fate is unknown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// It changes nothing: try it at another node.
+    Always,
+    /// It changes something: never send it twice.
+    IfNotDone,
+}
+
+impl Client {
+    /// A client of the nodes at `addresses` (`host:port`), once one of them answers.
+    ///
+    /// # Errors
+    /// `Invalid` for an address that is none, `Unavailable` if no node answers.
+    pub async fn connect(addresses: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Client, Error> {
+        let client = Client::new(addresses)?;
+        client.status().await?;
+        Ok(client)
+    }
+
+    /// The same without a first try: connections are made by the requests.
+    ///
+    /// # Errors
+    /// `Invalid` for an address that is none. Must be called within a tokio runtime.
+    pub fn new(addresses: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Client, Error> {
+        let nodes: Vec<Peer> =
+            addresses.into_iter().map(|address| Peer::new(address.as_ref())).collect::<Result<_, Error>>()?;
+        if nodes.is_empty() {
+            return Err(Error::Invalid("no address of a node was given".into()));
+        }
+        Ok(Client { nodes: Arc::new(Nodes { nodes, current: AtomicUsize::new(0) }), timeout: TIMEOUT })
+    }
+
+    /// The same client with another time limit for each request (30 seconds at first; uploads have their
+    /// own).
+    pub fn with_timeout(mut self, timeout: Duration) -> Client {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sends one command to a machine and waits until it is durable and applied.
+    ///
+    /// # Errors
+    /// `Unknown` and `DeadlineExceeded`: it may have been applied. All others: it was not.
+    pub async fn apply(&self, machine: &str, command: impl Into<Bytes>) -> Result<Applied, Error> {
+        let message = v1::ApplyRequest { machine: machine.into(), command: command.into() };
+        let call = |channel, message: Request<v1::ApplyRequest>| async move {
+            CommandsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).apply(message).await
+        };
+        self.call(Again::IfNotDone, message, call).await?.try_into()
+    }
+
+    /// Asks a machine a question.
+    ///
+    /// # Errors
+    /// `Guest` if the guest failed, and what a network can do.
+    pub async fn query(
+        &self,
+        machine: &str,
+        request: impl Into<Bytes>,
+        consistency: Consistency,
+    ) -> Result<Answered, Error> {
+        let message = query_message(machine, request.into(), consistency);
+        let call = |channel, message: Request<v1::QueryRequest>| async move {
+            CommandsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).query(message).await
+        };
+        self.call(Again::Always, message, call).await?.try_into()
+    }
+
+    /// Makes a machine that runs `module`: a digest, or `builtin:kv`.
+    ///
+    /// # Errors
+    /// `NotFound` (the module), `AlreadyExists`, `Invalid` if the guest refuses its configuration.
+    pub async fn create_machine(
+        &self,
+        name: &str,
+        module: &str,
+        configuration: impl Into<Bytes>,
+    ) -> Result<MachineInfo, Error> {
+        let message = v1::CreateMachineRequest {
+            name: name.into(),
+            module: module.into(),
+            configuration: configuration.into(),
+        };
+        let call = |channel, message| async move { MachinesClient::new(channel).create(message).await };
+        self.call(Again::IfNotDone, message, call).await?.try_into()
+    }
+
+    /// All machines, by name.
+    ///
+    /// # Errors
+    /// What a network can do.
+    pub async fn machines(&self) -> Result<Vec<MachineInfo>, Error> {
+        let mut machines: Vec<MachineInfo> = Vec::new();
+        loop {
+            let after = machines.last().map(|machine| machine.name.clone()).unwrap_or_default();
+            let call = |channel, message| async move {
+                MachinesClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).list(message).await
+            };
+            let message = v1::ListMachinesRequest { limit: 0, after };
+            let page = self.call(Again::Always, message, call).await?;
+            let more = page.more && !page.machines.is_empty();
+            for machine in page.machines {
+                machines.push(machine.try_into()?);
+            }
+            if !more {
+                return Ok(machines);
+            }
+        }
+    }
+
+    /// One machine.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn machine(&self, name: &str) -> Result<MachineInfo, Error> {
+        let message = v1::GetMachineRequest { name: name.into() };
+        let call = |channel, message| async move { MachinesClient::new(channel).get(message).await };
+        self.call(Again::Always, message, call).await?.try_into()
+    }
+
+    /// Deletes a machine with its state and history.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn delete_machine(&self, name: &str) -> Result<(), Error> {
+        let message = v1::DeleteMachineRequest { name: name.into() };
+        let call = |channel, message| async move { MachinesClient::new(channel).delete(message).await };
+        self.call(Again::IfNotDone, message, call).await?;
+        Ok(())
+    }
+
+    /// All modules, by digest.
+    ///
+    /// # Errors
+    /// What a network can do.
+    pub async fn modules(&self) -> Result<Vec<ModuleInfo>, Error> {
+        let mut modules: Vec<ModuleInfo> = Vec::new();
+        loop {
+            let after = modules.last().map(|module| module.digest.to_string()).unwrap_or_default();
+            let call = |channel, message| async move {
+                ModulesClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).list(message).await
+            };
+            let message = v1::ListModulesRequest { limit: 0, after };
+            let page = self.call(Again::Always, message, call).await?;
+            let more = page.more && !page.modules.is_empty();
+            for module in page.modules {
+                modules.push(module.try_into()?);
+            }
+            if !more {
+                return Ok(modules);
+            }
+        }
+    }
+
+    /// One module.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn module(&self, digest: Digest) -> Result<ModuleInfo, Error> {
+        let message = v1::GetModuleRequest { digest: digest.to_string() };
+        let call = |channel, message| async move { ModulesClient::new(channel).get(message).await };
+        self.call(Again::Always, message, call).await?.try_into()
+    }
+
+    /// How the node is that answers.
+    ///
+    /// # Errors
+    /// What a network can do.
+    pub async fn status(&self) -> Result<RemoteStatus, Error> {
+        let call = |channel, message| async move { NodesClient::new(channel).status(message).await };
+        Ok(self.call(Again::Always, v1::StatusRequest {}, call).await?.into())
+    }
+
+    /// Sends `message` with `call` to the nodes in turn, beginning with the one that answered last.
+    async fn call<M, A, F>(
+        &self,
+        again: Again,
+        message: M,
+        call: impl Fn(Channel, Request<M>) -> F,
+    ) -> Result<A, Error>
+    where
+        M: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let mut failures = Failures::default();
+        for (number, peer) in self.nodes.in_turn() {
+            let mut request = Request::new(message.clone());
+            request.set_timeout(self.timeout);
+            match call(peer.channel.clone(), request).await {
+                Ok(answer) => {
+                    self.nodes.current.store(number, Ordering::Relaxed);
+                    return Ok(answer.into_inner());
+                }
+                Err(status) => failures.add(again, status::from_status(&status, &peer.address))?,
+            }
+        }
+        Err(failures.end())
+    }
+}
+
+impl Nodes {
+    /// All nodes once, from the current one on.
+    fn in_turn(&self) -> impl Iterator<Item = (usize, &Peer)> {
+        let first = self.current.load(Ordering::Relaxed);
+        let count = self.nodes.len();
+        (first..first + count).map(move |number| (number % count, &self.nodes[number % count]))
+    }
+
+    fn current(&self) -> &Peer {
+        &self.nodes[self.current.load(Ordering::Relaxed)]
+    }
+}
+
+/// Why the nodes tried so far did not do it.
+#[derive(Default)]
+struct Failures {
+    errors: Vec<Error>,
+}
+
+impl Failures {
+    /// Notes an error after which the next node may be tried.
+    ///
+    /// # Errors
+    /// The error itself, if it is final.
+    fn add(&mut self, again: Again, error: Error) -> Result<(), Error> {
+        let passing = match &error {
+            Error::Unavailable(_) => true,
+            Error::Unknown(_) | Error::Fault(_) => again == Again::Always,
+            _ => false,
+        };
+        if !passing {
+            return Err(error);
+        }
+        self.errors.push(error);
+        Ok(())
+    }
+
+    /// What the caller is told: the only error, or all in one.
+    fn end(mut self) -> Error {
+        match (self.errors.pop(), self.errors.is_empty()) {
+            (Some(only), true) => only,
+            (last, _) => {
+                let all: Vec<String> = self.errors.iter().chain(&last).map(ToString::to_string).collect();
+                Error::Unavailable(format!("no node did it: {}", all.join("; ")))
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn new(address: &str) -> Result<Peer, Error> {
+        let uri = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
+        let endpoint = Endpoint::from_shared(uri)
+            .ok()
+            .filter(|endpoint| endpoint.uri().scheme_str() == Some("http") && endpoint.uri().port().is_some())
+            .ok_or_else(|| {
+                Error::Invalid(format!("{address:?} is not an address of a node: host:port is expected"))
+            })?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .connect_lazy();
+        Ok(Peer { address: address.to_string(), channel })
+    }
+}
+
+fn query_message(machine: &str, request: Bytes, consistency: Consistency) -> v1::QueryRequest {
+    let (mode, min_index) = convert::consistency_fields(consistency);
+    v1::QueryRequest { machine: machine.into(), request, consistency: mode.into(), min_index }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_none_is_named() {
+        for bad in ["", "nowhere", "https://host:1", "a b:7", "host:99999"] {
+            let error = Client::new([bad]).err().expect("no address");
+            assert!(matches!(&error, Error::Invalid(text) if text.contains(&format!("{bad:?}"))), "{error}");
+        }
+        assert!(Client::new(Vec::<String>::new()).is_err());
+        assert!(Client::new(["localhost:7070", "[::1]:7070", "http://10.0.0.1:80"]).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_not_there_is_unavailable_and_named() {
+        // Port 1 of this computer: nothing listens there.
+        let client = Client::new(["127.0.0.1:1"]).unwrap();
+        let error = client.apply("kv", "x").await.unwrap_err();
+        assert!(matches!(&error, Error::Unavailable(text) if text.contains("127.0.0.1:1")), "{error:?}");
+        let error = Client::connect(["127.0.0.1:1", "127.0.0.1:2"]).await.err().unwrap();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Unavailable(_)));
+        assert!(text.contains("127.0.0.1:1") && text.contains("127.0.0.1:2"), "{text}");
+    }
+
+    #[test]
+    fn a_command_of_unknown_fate_is_never_sent_twice() {
+        let unknown = || Error::Unknown("broken".into());
+        assert!(Failures::default().add(Again::IfNotDone, unknown()).is_err());
+        assert!(Failures::default().add(Again::Always, unknown()).is_ok());
+        let elsewhere = Error::Unavailable("no leader".into());
+        assert!(Failures::default().add(Again::IfNotDone, elsewhere).is_ok());
+        assert!(Failures::default().add(Again::Always, Error::NotFound("x".into())).is_err());
+    }
+}

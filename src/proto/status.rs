@@ -1,0 +1,254 @@
+//! Errors on the wire: each [`Error`] becomes a gRPC status that a program can act on, and back.
+//!
+//! Every status of ours carries a `google.rpc.ErrorInfo` of the domain `statehouse`: a reason that names the
+//! kind, and in its metadata `applied`: `no` if the request was certainly not carried out, `unknown` if it
+//! may have been. Where waiting helps, a `google.rpc.RetryInfo` says how long. What comes back without an
+//! `ErrorInfo` was not said by a node but by the network or the gRPC library, and then nothing is certain.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::v1::Failure;
+use crate::error::{Error, Fault};
+
+/// The domain of our reasons.
+pub const DOMAIN: &str = "statehouse";
+/// The metadata that tells whether a failed request can have been carried out: `no` or `unknown`.
+pub const APPLIED: &str = "applied";
+/// How long a client should wait when a node is overloaded or has no leader.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// What a program is told of one kind of error.
+struct Kind {
+    reason: &'static str,
+    code: Code,
+    applied: &'static str,
+    retry: bool,
+}
+
+impl Kind {
+    const fn certain(reason: &'static str, code: Code) -> Kind {
+        Kind { reason, code, applied: "no", retry: false }
+    }
+
+    const fn uncertain(reason: &'static str, code: Code) -> Kind {
+        Kind { reason, code, applied: "unknown", retry: false }
+    }
+
+    const fn passing(reason: &'static str, code: Code) -> Kind {
+        Kind { reason, code, applied: "no", retry: true }
+    }
+}
+
+fn kind(error: &Error) -> Kind {
+    match error {
+        Error::Invalid(_) => Kind::certain("INVALID", Code::InvalidArgument),
+        Error::NotFound(_) => Kind::certain("NOT_FOUND", Code::NotFound),
+        Error::AlreadyExists(_) => Kind::certain("ALREADY_EXISTS", Code::AlreadyExists),
+        Error::TooLarge(_) => Kind::certain("TOO_LARGE", Code::InvalidArgument),
+        Error::FailedPrecondition(_) => Kind::certain("FAILED_PRECONDITION", Code::FailedPrecondition),
+        Error::Overloaded(_) => Kind::passing("OVERLOADED", Code::ResourceExhausted),
+        Error::Unavailable(_) => Kind::passing("UNAVAILABLE", Code::Unavailable),
+        Error::Unknown(_) => Kind::uncertain("FATE_UNKNOWN", Code::Unknown),
+        Error::DeadlineExceeded(_) => Kind::uncertain("DEADLINE_EXCEEDED", Code::DeadlineExceeded),
+        Error::Guest(_) => Kind::certain("GUEST_FAILED", Code::Aborted),
+        Error::Damaged(_) => Kind::uncertain("DAMAGED", Code::DataLoss),
+        Error::Fault(_) => Kind::uncertain("NODE_FAILED", Code::Internal),
+    }
+}
+
+/// The error of a reason that a node sent.
+fn from_reason(reason: &str, message: String) -> Option<Error> {
+    Some(match reason {
+        "INVALID" => Error::Invalid(message),
+        "NOT_FOUND" => Error::NotFound(message),
+        "ALREADY_EXISTS" => Error::AlreadyExists(message),
+        "TOO_LARGE" => Error::TooLarge(message),
+        "FAILED_PRECONDITION" => Error::FailedPrecondition(message),
+        "OVERLOADED" => Error::Overloaded(message),
+        "UNAVAILABLE" => Error::Unavailable(message),
+        "FATE_UNKNOWN" => Error::Unknown(message),
+        "DEADLINE_EXCEEDED" => Error::DeadlineExceeded(message),
+        "GUEST_FAILED" => Error::Guest(message),
+        "DAMAGED" => Error::Damaged(message),
+        "NODE_FAILED" => Error::Fault(Fault::new(message)),
+        _ => return None,
+    })
+}
+
+/// The name of an error's kind, for programs.
+pub fn reason(error: &Error) -> &'static str {
+    kind(error).reason
+}
+
+/// The status that a client gets for `error`.
+pub fn to_status(error: &Error) -> Status {
+    let kind = kind(error);
+    let metadata = HashMap::from([(APPLIED.to_string(), kind.applied.to_string())]);
+    let mut details = ErrorDetails::with_error_info(kind.reason, DOMAIN, metadata);
+    if kind.retry {
+        details.set_retry_info(Some(RETRY_DELAY));
+    }
+    Status::with_error_details(kind.code, error.to_string(), details)
+}
+
+/// The same for one request of a stream, whose other requests go on.
+pub fn to_failure(error: &Error) -> Failure {
+    let kind = kind(error);
+    Failure {
+        code: kind.code as i32,
+        message: error.to_string(),
+        reason: kind.reason.to_string(),
+        metadata: HashMap::from([(APPLIED.to_string(), kind.applied.to_string())]),
+    }
+}
+
+/// The error that a node told in a stream.
+pub fn from_failure(failure: Failure) -> Error {
+    let Failure { code, message, reason, metadata } = failure;
+    let certain = metadata.get(APPLIED).is_some_and(|applied| applied == "no");
+    from_reason(&reason, message.clone()).unwrap_or_else(|| from_code(Code::from(code), message, certain))
+}
+
+/// The error that a call to the node at `endpoint` ended with.
+pub fn from_status(status: &Status, endpoint: &str) -> Error {
+    let message = status.message().to_string();
+    if let Some(info) = status.get_details_error_info().filter(|info| info.domain == DOMAIN) {
+        let certain = info.metadata.get(APPLIED).is_some_and(|applied| applied == "no");
+        return from_reason(&info.reason, message.clone())
+            .unwrap_or_else(|| from_code(status.code(), message, certain));
+    }
+    if let Some(refused) = connect_error(status) {
+        return Error::Unavailable(format!("cannot connect to {endpoint}: {refused}"));
+    }
+    match status.code() {
+        // The library's own answers before a request reached the node.
+        Code::OutOfRange => Error::TooLarge(message),
+        Code::Unimplemented => Error::Invalid(format!("{endpoint} does not know this call: {message}")),
+        Code::Cancelled | Code::DeadlineExceeded => {
+            Error::DeadlineExceeded(format!("no answer from {endpoint} in time: {}", chain(status)))
+        }
+        _ => Error::Unknown(format!("the connection to {endpoint} failed: {}", chain(status))),
+    }
+}
+
+/// For reasons that a newer node made up: its code says enough.
+fn from_code(code: Code, message: String, certain: bool) -> Error {
+    match code {
+        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Error::Invalid(message),
+        Code::NotFound => Error::NotFound(message),
+        Code::AlreadyExists => Error::AlreadyExists(message),
+        Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated => {
+            Error::FailedPrecondition(message)
+        }
+        Code::ResourceExhausted => Error::Overloaded(message),
+        Code::DeadlineExceeded => Error::DeadlineExceeded(message),
+        _ if certain => Error::Unavailable(message),
+        _ => Error::Unknown(message),
+    }
+}
+
+/// Why no connection came about, if that is what the status is about: then nothing was sent.
+fn connect_error(status: &Status) -> Option<String> {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if let Some(connect) = error.downcast_ref::<tonic::ConnectError>() {
+            let mut root: &dyn std::error::Error = connect;
+            while let Some(next) = root.source() {
+                root = next;
+            }
+            return Some(root.to_string());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The status's message and the innermost cause, which is usually the one that says something.
+fn chain(status: &Status) -> String {
+    let mut root: Option<&dyn std::error::Error> = std::error::Error::source(status);
+    while let Some(next) = root.and_then(std::error::Error::source) {
+        root = Some(next);
+    }
+    match root.map(ToString::to_string) {
+        Some(root) if root != status.message() => format!("{}: {root}", status.message()),
+        _ => status.message().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each kind.
+    fn all() -> Vec<Error> {
+        let text = || "machine \"x\"".to_string();
+        vec![
+            Error::Invalid(text()),
+            Error::NotFound(text()),
+            Error::AlreadyExists(text()),
+            Error::TooLarge(text()),
+            Error::FailedPrecondition(text()),
+            Error::Overloaded(text()),
+            Error::Unavailable(text()),
+            Error::Unknown(text()),
+            Error::DeadlineExceeded(text()),
+            Error::Guest(text()),
+            Error::Damaged(text()),
+            Error::Fault(Fault::new(text())),
+        ]
+    }
+
+    #[test]
+    fn every_error_crosses_the_wire_as_itself() {
+        for error in all() {
+            let back = from_status(&to_status(&error), "here");
+            assert_eq!(format!("{back:?}"), format!("{error:?}"));
+            let back = from_failure(to_failure(&error));
+            assert_eq!(format!("{back:?}"), format!("{error:?}"));
+        }
+    }
+
+    #[test]
+    fn every_status_names_a_reason_of_its_own_and_the_fate() {
+        let mut reasons = std::collections::HashSet::new();
+        for error in all() {
+            let info = to_status(&error).get_details_error_info().unwrap();
+            assert_eq!(info.domain, DOMAIN);
+            assert!(matches!(info.metadata[APPLIED].as_str(), "no" | "unknown"));
+            assert!(reasons.insert(info.reason));
+        }
+    }
+
+    #[test]
+    fn only_passing_troubles_ask_to_be_tried_again() {
+        for error in all() {
+            let passing = matches!(error, Error::Overloaded(_) | Error::Unavailable(_));
+            assert_eq!(to_status(&error).get_details_retry_info().is_some(), passing, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_that_no_node_sent_promises_nothing() {
+        let broken = Status::unavailable("error reading a body from connection");
+        assert!(matches!(from_status(&broken, "here"), Error::Unknown(text) if text.contains("here")));
+        let late = Status::cancelled("Timeout expired");
+        assert!(matches!(from_status(&late, "here"), Error::DeadlineExceeded(_)));
+    }
+
+    #[test]
+    fn a_reason_of_a_newer_node_is_read_by_its_code_and_fate() {
+        let info = |applied: &str| HashMap::from([(APPLIED.to_string(), applied.to_string())]);
+        let failure = |applied| Failure {
+            code: Code::Unavailable as i32,
+            message: "moving".into(),
+            reason: "MOVING".into(),
+            metadata: info(applied),
+        };
+        assert!(matches!(from_failure(failure("no")), Error::Unavailable(_)));
+        assert!(matches!(from_failure(failure("unknown")), Error::Unknown(_)));
+    }
+}
