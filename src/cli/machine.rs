@@ -29,7 +29,7 @@ pub enum Machine {
         #[arg(long, value_name = "DIGEST|FILE|builtin:kv")]
         module: String,
         /// The configuration that the guest is created with
-        #[arg(long, value_name = "TEXT|@FILE", allow_hyphen_values = true)]
+        #[arg(long, value_name = "TEXT|@FILE", allow_negative_numbers = true)]
         init: Option<String>,
     },
     /// List all machines

@@ -1,7 +1,8 @@
 //! The command line: one file a command.
 //!
-//! Data goes to standard output, everything else to standard error. A command ends with 0 if it was done, 1 if it failed and
-//! 2 if it was not understood. With `--json` both streams are JSON: one object or array of data, one object of an error.
+//! Data goes to standard output, everything else to standard error. A command ends with 0 if it was done, 1
+//! if it failed and 2 if it was not understood. With `--json` both streams are JSON: one object or array of
+//! data, one object of an error.
 //!
 //! # Layout
 //! - `serve`, `dev`: run a node; `running`: what both have in common
@@ -203,8 +204,9 @@ impl Global {
 
 fn start_log(global: &Global, default: &str) -> anyhow::Result<()> {
     let filter = global.log.as_deref().unwrap_or(default);
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|e| Usage(format!("--log {filter:?} is no filter ({e}): try `info` or `statehouse=debug`")))?;
+    let filter = EnvFilter::try_new(filter).map_err(|e| {
+        Usage(format!("--log {filter:?} is no filter ({e}): try `info` or `statehouse=debug`"))
+    })?;
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
     let started = match global.json {
         true => log.json().try_init(),

@@ -103,7 +103,11 @@ pub fn outcome(
         return if matches!(outcome, Outcome::Ok(_)) { Ok(()) } else { Err(Shown.into()) };
     }
     let answer = answer(outcome)?;
-    if as_hex { line(hex::encode(answer))? } else { raw(answer)? }
+    if as_hex {
+        line(hex::encode(answer))?
+    } else {
+        raw(answer)?
+    }
     Ok(())
 }
 

@@ -8,17 +8,19 @@ use crate::node::request::Consistency;
 
 /// Ask a machine a question
 #[derive(Debug, Args)]
-#[command(after_help = "The guest's answer goes to standard output. Ends with 1 if the guest refuses or fails.\n\n\
+#[command(
+    after_help = "The guest's answer goes to standard output. Ends with 1 if the guest refuses or fails.\n\n\
         Examples:\n  \
         statehouse query notes all\n  \
         statehouse query notes all --consistency local --min-index 17\n  \
-        statehouse query counter 00 --hex")]
+        statehouse query counter 00 --hex"
+)]
 pub struct Query {
     /// The machine
     #[arg(value_name = "NAME")]
     machine: String,
     /// The question, as the guest will see it
-    #[arg(value_name = "TEXT|@FILE|-", allow_hyphen_values = true)]
+    #[arg(value_name = "TEXT|@FILE|-", allow_negative_numbers = true)]
     request: String,
     /// The question is given, and the answer shown, as hexadecimal digits
     #[arg(long)]

@@ -31,10 +31,7 @@ struct Signals {
 impl Signals {
     fn catch() -> anyhow::Result<Signals> {
         let catch = |kind| signal(kind).context("cannot catch signals");
-        Ok(Signals {
-            terminate: catch(SignalKind::terminate())?,
-            interrupt: catch(SignalKind::interrupt())?,
-        })
+        Ok(Signals { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) -> &'static str {

@@ -13,14 +13,14 @@ use crate::config::{self, ConfigFile, Listen};
 
 /// Run a node
 #[derive(Debug, Args)]
-#[command(after_help = "When the node is ready, one line on standard error says where it listens; with --json, one object \
-        on standard output does too. Port 0 leaves the choice of a port to the system.\n\
-        SIGTERM and SIGINT stop the node cleanly; a second one ends it at once. Ends with 1 and the reason if the \
-        node cannot start, or stops because its disk failed.\n\n\
-        Examples:\n  \
-        statehouse serve --data-dir /var/lib/statehouse --name a --bootstrap\n  \
-        statehouse serve --config /etc/statehouse.toml --http 127.0.0.1:7072\n  \
-        statehouse serve --print-config > statehouse.toml")]
+#[command(
+    after_help = "When the node is ready, one line on standard error says where it listens; with --json, one \
+        object on standard output does too. Port 0 leaves the choice of a port to the system.\nSIGTERM and \
+        SIGINT stop the node cleanly; a second one ends it at once. Ends with 1 and the reason if the node \
+        cannot start, or stops because its disk failed.\n\nExamples:\n  statehouse serve --data-dir \
+        /var/lib/statehouse --name a --bootstrap\n  statehouse serve --config /etc/statehouse.toml --http \
+        127.0.0.1:7072\n  statehouse serve --print-config > statehouse.toml"
+)]
 pub struct Serve {
     /// Where the node keeps everything; made if it is not there
     #[arg(long, value_name = "DIR")]
@@ -31,7 +31,8 @@ pub struct Serve {
     /// Where to listen for clients [default: 127.0.0.1:7070]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     client: Option<String>,
-    /// Where other nodes will find this one; a node that is alone opens no port for it [default: 127.0.0.1:7071]
+    /// Where other nodes will find this one; a node that is alone opens no port for it [default:
+    /// 127.0.0.1:7071]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     peer: Option<String>,
     /// Where to serve /metrics, /healthz and /readyz [default: nowhere]
@@ -144,14 +145,11 @@ mod tests {
     fn flags_go_before_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.toml");
-        let text = "data_dir = 'f'\nname = 'file'\nbootstrap = true\n[listen]\nclient = 'f:1'\nhttp = 'f:2'\n";
+        let text =
+            "data_dir = 'f'\nname = 'file'\nbootstrap = true\n[listen]\nclient = 'f:1'\nhttp = 'f:2'\n";
         std::fs::write(&path, text).unwrap();
-        let flags = Serve {
-            config: Some(path),
-            name: Some("flag".into()),
-            http: Some("g:3".into()),
-            ..serve()
-        };
+        let flags =
+            Serve { config: Some(path), name: Some("flag".into()), http: Some("g:3".into()), ..serve() };
         let merged = flags.merged().unwrap();
         assert_eq!(merged.data_dir, Some("f".into()));
         assert_eq!(merged.name.as_deref(), Some("flag"));

@@ -38,7 +38,7 @@ enum Action {
         /// The key
         key: String,
         /// The value
-        #[arg(allow_hyphen_values = true)]
+        #[arg(allow_negative_numbers = true)]
         value: String,
     },
     /// Read a key; prints its value, or with --prefix a line for each key
