@@ -2,7 +2,6 @@
 
 pub mod api;
 pub mod catalog;
-pub mod cli;
 pub mod client;
 pub mod config;
 pub mod error;

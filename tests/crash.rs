@@ -1,7 +1,7 @@
 //! A node that is killed at random moments under load: every acknowledged command is there afterwards.
 //!
-//! The test program runs itself as the node to be killed. That child acknowledges each put on its standard output,
-//! after the node has; the parent kills it and remembers what it read.
+//! The test program runs itself as the node to be killed. That child acknowledges each put on its standard
+//! output, after the node has; the parent kills it and remembers what it read.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -57,7 +57,8 @@ fn run_and_kill(directory: &Path, cycle: u64, acknowledged: &mut BTreeMap<u64, u
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // A different number of acknowledgements each time, so that kills meet every state: also none at all, while starting.
+    // A different number of acknowledgements each time, so that kills meet every state: also none at all,
+    // while starting.
     let wanted = cycle * 37 % 400;
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut note = |line: &str| {

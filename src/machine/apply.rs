@@ -5,7 +5,6 @@
 //! the guilty one fails; a resident machine is rebuilt by [`resident`](super::resident), which then passes
 //! over the guilty input.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,7 +14,8 @@ use super::frame::{Frame, LogLine};
 use super::guest::{Ending, Guest, Input, Instance};
 use super::outcome::{Context, HostCode, Outcome};
 use super::overlay::Write;
-use super::view::View;
+use super::settled::{self, Settled};
+use super::view::{Table, View};
 use super::{chain, lease};
 use crate::error::Fault;
 use crate::id::{Digest, Index, LogTime, Revision};
@@ -65,9 +65,6 @@ impl From<Fault> for Stop {
         Stop::Fault(fault)
     }
 }
-
-/// Inputs of one batch whose fate is known, by offset: they are not run.
-pub type Settled = BTreeMap<u32, HostCode>;
 
 /// Applies a batch of a stored machine.
 pub fn stored(
@@ -233,9 +230,12 @@ impl<'a> Run<'a> {
         let offset = self.offset;
         self.offset += 1;
         if let Runner::Resident { settled, .. } = &self.runner
-            && let Some(code) = settled.get(&offset)
+            && let Some(&code) = settled.get(&offset)
         {
-            return Ok(Outcome::Host(*code));
+            let (key, value) = settled::row(self.index, offset, code);
+            let frame = self.frame.as_mut().expect("the frame is here between calls");
+            frame.overlay_mut().put(Table::Head, key, Some(value));
+            return Ok(Outcome::Host(code));
         }
         let context =
             Context { index: self.index.0, offset, time: self.time_ms, revision: self.revision.next().0 };

@@ -265,7 +265,7 @@ impl Frame {
     pub fn delete_span(&mut self, start: &[u8], end: Option<&[u8]>) -> Result<u64, CallError> {
         self.check_may_write("store.delete-span")?;
         check_bounds(start, end)?;
-        let room = WRITE_BYTES_MAX - self.usage.write_bytes;
+        let room = WRITE_BYTES_MAX.saturating_sub(self.usage.write_bytes);
         let mut keys = Vec::new();
         let mut bytes = 0;
         self.overlay.scan(Table::Store, Span { start, end }, Direction::Forward, &mut |key, _| {

@@ -7,6 +7,7 @@
 //! # Layout
 //! - [`batch`]: what a Raft entry carries, and the head that a machine has after it
 //! - [`apply`]: one batch, applied; [`resident`]: the same for machines that keep their state in memory
+//! - [`settled`]: the inputs that a resident machine passes over
 //! - [`overlay`]: what a batch has written so far; [`chain`]: the rolling hash over it
 //! - [`event`], [`lease`]: how these are kept as rows
 //! - [`guest`]: what the heart asks of a running component; `wasm` implements it, tests have their own
@@ -24,4 +25,8 @@ pub mod lease;
 pub mod outcome;
 pub mod overlay;
 pub mod resident;
+pub mod settled;
 pub mod view;
+
+#[cfg(test)]
+mod tests;

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
-use super::apply::{self, Applied, Settled, Stop};
-use super::batch::{Act, Batch, Head};
+use super::apply::{self, Applied, Stop};
+use super::batch::{Batch, Head};
 use super::frame::Frame;
 use super::guest::{Ending, Guest, Instance, QueryView};
 use super::outcome::HostCode;
+use super::settled::Settled;
 use super::view::{MemoryView, Table, View};
 use crate::error::Fault;
 use crate::id::Index;
@@ -40,6 +41,10 @@ pub trait History {
     /// The batches after `after`, up to and including `up_to`, in order. Entries that carry no batch are left
     /// out.
     fn batches(&self, after: Index, up_to: Index) -> Result<Vec<(Index, Batch)>, Fault>;
+
+    /// The inputs that the batches after `after` passed over: [`settled::read`](super::settled::read) of the
+    /// machine's rows.
+    fn settled(&self, after: Index) -> Result<BTreeMap<Index, Settled>, Fault>;
 }
 
 /// Why a resident machine cannot go on.
@@ -71,7 +76,7 @@ pub type Rebuilt = (Box<dyn Instance>, Head, MemoryView);
 pub struct Resident {
     guest: Box<dyn Guest>,
     instance: Option<Box<dyn Instance>>,
-    /// Inputs since the last snapshot that are passed over, by index.
+    /// Inputs of batches that are still to be applied, and will be passed over.
     settled: BTreeMap<Index, Settled>,
 }
 
@@ -81,14 +86,9 @@ impl Resident {
         Resident { guest, instance: None, settled: BTreeMap::new() }
     }
 
-    /// Obeys a verdict: from now on the input is passed over, with `code` as its outcome.
+    /// Obeys a verdict on an input that waits for one: it is passed over, with `code` as its outcome.
     pub fn settle(&mut self, index: Index, offset: u32, code: HostCode) {
         self.settled.entry(index).or_default().insert(offset, code);
-    }
-
-    /// Forgets what is settled up to `index`: a snapshot covers it.
-    pub fn forget_settled(&mut self, index: Index) {
-        self.settled = self.settled.split_off(&index.next());
     }
 
     /// Applies the batch at `index`, rebuilding the instance as often as it dies.
@@ -103,13 +103,15 @@ impl Resident {
         loop {
             let mut instance = match self.instance.take() {
                 Some(instance) => instance,
-                None => self.rebuild(history, head.index)?.0,
+                None => self.rebuild_as(head, history)?,
             };
             let none = Settled::new();
             let settled = self.settled.get(&index).unwrap_or(&none);
             match apply::resident(head, index, batch, view.clone(), instance.as_mut(), settled) {
                 Ok(applied) => {
                     self.instance = Some(instance);
+                    // What was settled of this batch is among its writes now.
+                    self.settled = self.settled.split_off(&index.next());
                     return Ok(applied);
                 }
                 Err(Stop::Fault(fault)) => return Err(Halt::Fault(fault)),
@@ -121,26 +123,26 @@ impl Resident {
         }
     }
 
-    /// A second instance that stands at `up_to`, with the host's rows as of then: for queries and saves.
-    pub fn rebuild(&mut self, history: &dyn History, up_to: Index) -> Result<Rebuilt, Halt> {
-        loop {
-            if let Some(rebuilt) = self.try_rebuild(history, up_to)? {
-                return Ok(rebuilt);
-            }
+    /// An instance that stands where the machine stands, by the same path.
+    fn rebuild_as(&mut self, head: &Head, history: &dyn History) -> Result<Box<dyn Instance>, Halt> {
+        let (instance, rebuilt, _) = self.rebuild(history, head.index)?;
+        if rebuilt.hash != head.hash {
+            return Err(Halt::CannotRestore(format!(
+                "replaying its log up to index {} gives the hash {}, but the machine has {}: its guest does \
+                 not compute the same from the same inputs",
+                head.index, rebuilt.hash, head.hash
+            )));
         }
+        Ok(instance)
     }
 
-    /// `None`: one more input was found to trap; begin again.
-    fn try_rebuild(&mut self, history: &dyn History, up_to: Index) -> Result<Option<Rebuilt>, Halt> {
+    /// A second instance that stands at `up_to`, with the host's rows as of then: for queries and saves.
+    pub fn rebuild(&mut self, history: &dyn History, up_to: Index) -> Result<Rebuilt, Halt> {
         let (mut instance, mut head, mut rows) = self.restore(history)?;
         instance.scale_budget(REPLAY_BUDGET_FACTOR);
-        let batches = history.batches(head.index, up_to)?;
-        self.obey_verdicts(&batches);
-        for (index, batch) in &batches {
-            let none = Settled::new();
-            let settled = self.settled.get(index).unwrap_or(&none);
+        for (index, batch, settled) in replay(history, head.index, up_to)? {
             let view = Arc::new(std::mem::take(&mut rows));
-            let result = apply::resident(&head, *index, batch, view.clone(), instance.as_mut(), settled);
+            let result = apply::resident(&head, index, &batch, view.clone(), instance.as_mut(), &settled);
             rows = Arc::into_inner(view).ok_or_else(|| Fault::new("a guest kept its view after a call"))?;
             match result {
                 Ok(applied) => {
@@ -148,19 +150,17 @@ impl Resident {
                     keep_host_rows(&mut rows, applied);
                 }
                 Err(Stop::Fault(fault)) => return Err(Halt::Fault(fault)),
-                Err(Stop::Died { offset, code: HostCode::Exhausted, why }) => {
-                    let what =
-                        format!("replaying the input {offset} of batch {index} ran out of budget: {why}");
-                    return Err(Halt::CannotRestore(what));
-                }
-                Err(Stop::Died { offset, code, .. }) => {
-                    self.settle(*index, offset, code);
-                    return Ok(None);
+                Err(Stop::Died { offset, why, .. }) => {
+                    let what = "which ended well when it was first applied, failed in a replay";
+                    return Err(Halt::CannotRestore(format!(
+                        "input {offset} of batch {index}, {what}: \
+                        {why}"
+                    )));
                 }
             }
         }
         instance.scale_budget(1);
-        Ok(Some((instance, head, rows)))
+        Ok((instance, head, rows))
     }
 
     fn restore(&mut self, history: &dyn History) -> Result<Rebuilt, Halt> {
@@ -180,17 +180,20 @@ impl Resident {
         let rows = Arc::into_inner(view).ok_or_else(|| Fault::new("a guest kept its view after a call"))?;
         Ok((instance, saved.head, rows))
     }
+}
 
-    fn obey_verdicts(&mut self, batches: &[(Index, Batch)]) {
-        let acts = batches.iter().flat_map(|(_, batch)| &batch.operations).filter_map(|o| o.act.as_ref());
-        for act in acts {
-            if let Act::Verdict(verdict) = act
-                && verdict.exhausted
-            {
-                self.settle(Index(verdict.index), verdict.offset, HostCode::Exhausted);
-            }
-        }
-    }
+/// The batches after `after` with their settled inputs.
+fn replay(
+    history: &dyn History,
+    after: Index,
+    up_to: Index,
+) -> Result<impl Iterator<Item = (Index, Batch, Settled)>, Fault> {
+    let batches = history.batches(after, up_to)?;
+    let mut settled = history.settled(after)?;
+    Ok(batches.into_iter().map(move |(index, batch)| {
+        let settled = settled.remove(&index).unwrap_or_default();
+        (index, batch, settled)
+    }))
 }
 
 /// A second instance, fed the same inputs as the one that applies: queries and saves run in it, because they
@@ -205,6 +208,8 @@ struct At {
     instance: Box<dyn Instance>,
     head: Head,
     rows: MemoryView,
+    /// Whether a query or save ran in it: they may have changed its memory.
+    touched: bool,
 }
 
 impl Reader {
@@ -234,19 +239,21 @@ impl Reader {
         if matches!(ending, Ending::Answer(_) | Ending::Refused(_))
             && let Some(rows) = Arc::into_inner(view)
         {
-            self.at = Some(At { rows, ..at });
+            self.at = Some(At { rows, touched: true, ..at });
         }
         Ok((head, ending))
     }
 
-    /// Has the guest write its state as of `up_to` to `sink`. `sink_of` makes it from the head and the host's
-    /// rows.
+    /// Has the guest write its state as of `up_to` to a sink, which `sink_of` makes from the head and the
+    /// host's rows. It is written by an instance that saw inputs and nothing else, because it is what
+    /// replicas restore.
     pub fn save(
         &mut self,
         history: &dyn History,
         up_to: Index,
         sink_of: impl FnOnce(&Head, &MemoryView) -> Result<Box<dyn std::io::Write + Send>, Fault>,
     ) -> Result<Head, Halt> {
+        self.at = self.at.take().filter(|at| !at.touched);
         let mut at = self.catch_up(history, up_to)?;
         let sink = sink_of(&at.head, &at.rows)?;
         let view = Arc::new(std::mem::take(&mut at.rows));
@@ -261,7 +268,7 @@ impl Reader {
             Ending::Trapped(why) | Ending::Exhausted(why) => return Err(Halt::CannotSave(why)),
         }
         if let Some(rows) = Arc::into_inner(view) {
-            self.at = Some(At { rows, ..at });
+            self.at = Some(At { rows, touched: true, ..at });
         }
         Ok(head)
     }
@@ -274,19 +281,16 @@ impl Reader {
             return Ok(at);
         }
         let (instance, head, rows) = self.resident.rebuild(history, up_to)?;
-        Ok(At { instance, head, rows })
+        Ok(At { instance, head, rows, touched: false })
     }
 
     /// `None`: the instance died, or the log no longer reaches back to where it stood.
     fn feed(&mut self, mut at: At, history: &dyn History, up_to: Index) -> Result<Option<At>, Halt> {
-        let Ok(batches) = history.batches(at.head.index, up_to) else { return Ok(None) };
-        self.resident.obey_verdicts(&batches);
-        for (index, batch) in &batches {
-            let none = Settled::new();
-            let settled = self.resident.settled.get(index).unwrap_or(&none);
+        let Ok(batches) = replay(history, at.head.index, up_to) else { return Ok(None) };
+        for (index, batch, settled) in batches {
             let view = Arc::new(std::mem::take(&mut at.rows));
             let result =
-                apply::resident(&at.head, *index, batch, view.clone(), at.instance.as_mut(), settled);
+                apply::resident(&at.head, index, &batch, view.clone(), at.instance.as_mut(), &settled);
             let (Ok(applied), Some(rows)) = (result, Arc::into_inner(view)) else { return Ok(None) };
             at.rows = rows;
             at.head = applied.head;

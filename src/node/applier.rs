@@ -20,7 +20,8 @@ use crate::machine::guest::Guest;
 use crate::machine::outcome::HostCode;
 use crate::machine::overlay::Write;
 use crate::machine::resident::{Halt, Resident};
-use crate::machine::view::View;
+use crate::machine::settled;
+use crate::machine::view::{Table, View};
 use crate::storage::entry::{Entry, EntryKind};
 
 /// Called with what each batch wrote, before anybody is told of its outcomes.
@@ -81,11 +82,14 @@ impl Applier {
         }
     }
 
-    /// A snapshot covers everything up to `index`.
-    pub fn forget_settled(&mut self, index: Index) {
-        if let Behavior::Resident(resident) = &mut self.behavior {
-            resident.forget_settled(index);
+    /// A snapshot covers everything up to `index`: no replay passes over an input there again.
+    pub fn forget_settled(&self, index: Index, stage: &Stage) -> Result<(), Fault> {
+        let keys = settled::keys_up_to(&*self.view, index)?;
+        if keys.is_empty() {
+            return Ok(());
         }
+        let rows = keys.into_iter().map(|key| (Table::Head, key, None::<&[u8]>));
+        stage.state.write(self.group, rows, &self.head)
     }
 
     /// Applies the next entry, and those that waited for it.
@@ -218,7 +222,7 @@ impl Applier {
 }
 
 /// No rows, of the type that a state write takes.
-fn no_rows() -> impl Iterator<Item = (crate::machine::view::Table, &'static [u8], Option<&'static [u8]>)> {
+fn no_rows() -> impl Iterator<Item = (Table, &'static [u8], Option<&'static [u8]>)> {
     std::iter::empty()
 }
 

@@ -1,11 +1,14 @@
 //! Where a resident machine's instance is rebuilt from: its last snapshot and the log.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use crate::error::Fault;
 use crate::id::{GroupId, Index};
 use crate::machine::batch::Batch;
 use crate::machine::resident::{History, Saved};
+use crate::machine::settled::{self, Settled};
 use crate::machine::view::MemoryView;
 use crate::storage::entry::EntryKind;
 
@@ -40,6 +43,10 @@ impl History for LogHistory<'_> {
         read.map_err(|why| Fault::new(why.to_string()))?;
         let head = reader.header().head;
         Ok(Some(Saved { head, rows, state: Box::new(reader.guest()) }))
+    }
+
+    fn settled(&self, after: Index) -> Result<BTreeMap<Index, Settled>, Fault> {
+        settled::read(&*self.stage.state.view(self.group), after)
     }
 
     fn batches(&self, after: Index, up_to: Index) -> Result<Vec<(Index, Batch)>, Fault> {

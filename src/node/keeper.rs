@@ -1,5 +1,5 @@
-//! The keeper: flushes the state, has resident machines saved, lets the log be cut behind both, and proposes the
-//! end of leases.
+//! The keeper: flushes the state, has resident machines saved, lets the log be cut behind both, and proposes
+//! the end of leases.
 //!
 //! Promises: the log is never cut beyond what `state` has flushed, nor, for a resident machine, beyond its
 //! last snapshot; a snapshot takes effect only when the state is flushed up to it, so that a restart never
@@ -129,8 +129,8 @@ impl Rounds {
         Ok(())
     }
 
-    /// Proposes the end of leases whose deadline has passed by the log's clock, where this node leads. Whether they
-    /// end is decided by the stamp of the batch, so asking too early or twice does no harm.
+    /// Proposes the end of leases whose deadline has passed by the log's clock, where this node leads.
+    /// Whether they end is decided by the stamp of the batch, so asking too early or twice does no harm.
     fn end_due_leases(&self, machine: &Machine) -> Result<(), Fault> {
         let Ok(parts) = machine.serving() else { return Ok(()) };
         if !parts.lane.reads_at_once() {
@@ -164,7 +164,7 @@ impl Rounds {
                 pending.finish()?;
                 resident.set_saved(published.head.index);
                 self.stage.snapshots.remove_before(group, published.head.index)?;
-                parts.lane.applier().forget_settled(published.head.index);
+                parts.lane.applier().forget_settled(published.head.index, &self.stage)?;
                 let truncate = Input::Truncate { group, to: published.head.index };
                 self.stage.orders.send(Order::Shard(truncate));
                 Ok(())

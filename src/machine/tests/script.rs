@@ -1,0 +1,479 @@
+//! Runs scripts: blocks of a directive, its input lines, `----`, and what it is expected to print.
+//!
+//! | directive | what it does |
+//! | --- | --- |
+//! | `new stored`, `new resident` | begins a machine |
+//! | `new resident whimsical` | one whose guest may differ when it is made again |
+//! | `batch TIME` | applies the lines below as one batch: commands, or acts of the host that begin with `!` |
+//! | `query ACTIONS` | asks, at the state after the last batch |
+//! | `state` | prints all rows |
+//! | `save` | resident: takes a snapshot and drops the log that it covers |
+//! | `restart` | resident: loses everything but the state, the log and the snapshot |
+//!
+//! Every batch of a stored machine is applied twice and must give the same both times. After every batch of a
+//! resident machine, an instance rebuilt from its history must have the memory of the live one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+
+use super::guest::{Memory, ScriptedGuest, short, text_of};
+use crate::error::Fault;
+use crate::id::{Digest, Index};
+use crate::machine::apply::{self, Applied, Note};
+use crate::machine::batch::{Act, Batch, Expire, Head, Operation, Verdict};
+use crate::machine::event::{Event, EventKind};
+use crate::machine::frame::Frame;
+use crate::machine::guest::{Ending, Guest, QueryView};
+use crate::machine::lease::Lease;
+use crate::machine::outcome::{HostCode, Outcome};
+use crate::machine::resident::{Halt, History, Reader, Resident, Saved};
+use crate::machine::settled::{self, Settled};
+use crate::machine::view::{MemoryView, Table};
+
+/// Runs the script at `path` and compares, or with `UPDATE` in the environment rewrites.
+pub fn check(path: &Path) {
+    let text = std::fs::read_to_string(path).expect("the script is readable text");
+    let actual = run(&text);
+    if actual == text {
+        return;
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, actual).expect("the script is writable");
+        return;
+    }
+    panic!(
+        "{}: what it prints has changed. Read the difference; if it is right, repeat with UPDATE=1.\n{}",
+        path.display(),
+        difference(&text, &actual)
+    );
+}
+
+/// The lines around the first that differ.
+fn difference(expected: &str, actual: &str) -> String {
+    let same = expected.lines().zip(actual.lines()).take_while(|(e, a)| e == a).count();
+    let part = |text: &str, sign: char| -> String {
+        let lines = text.lines().enumerate().skip(same.saturating_sub(6)).take(20);
+        lines.map(|(n, line)| format!("{}{sign} {line}\n", n + 1)).collect()
+    };
+    format!("expected:\n{}actual:\n{}", part(expected, ' '), part(actual, '+'))
+}
+
+/// The script as it would be if it expected what it prints.
+fn run(text: &str) -> String {
+    let mut world = None;
+    let mut out = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        writeln!(out, "{line}").expect("a string takes all");
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut input = Vec::new();
+        for below in lines.by_ref() {
+            writeln!(out, "{below}").expect("a string takes all");
+            if below == "----" {
+                break;
+            }
+            input.push(below);
+        }
+        while lines.peek().is_some_and(|line| !line.is_empty()) {
+            lines.next();
+        }
+        out.push_str(&directive(&mut world, line, &input));
+    }
+    out
+}
+
+fn directive(world: &mut Option<World>, line: &str, input: &[&str]) -> String {
+    let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
+    if name == "new" {
+        *world = Some(World::new(rest));
+        return String::new();
+    }
+    let world = world.as_mut().expect("a script begins with new");
+    match name {
+        "batch" => world.batch(rest.parse().expect("a batch is given its time"), input),
+        "query" => world.query(rest),
+        "state" => world.state(),
+        "save" => world.save(),
+        "restart" => world.restart(),
+        _ => panic!("there is no directive {line:?}"),
+    }
+}
+
+/// The last snapshot of a resident machine.
+#[derive(Clone)]
+struct Snapshot {
+    head: Head,
+    rows: MemoryView,
+    state: Vec<u8>,
+}
+
+/// What outlives an instance.
+#[derive(Clone, Default)]
+struct Log {
+    saved: Option<Snapshot>,
+    batches: Vec<(Index, Batch)>,
+    settled: BTreeMap<Index, Settled>,
+}
+
+impl History for Log {
+    fn saved(&self) -> Result<Option<Saved>, Fault> {
+        Ok(self.saved.clone().map(|Snapshot { head, rows, state }| Saved {
+            head,
+            rows,
+            state: Box::new(std::io::Cursor::new(state)),
+        }))
+    }
+
+    fn batches(&self, after: Index, up_to: Index) -> Result<Vec<(Index, Batch)>, Fault> {
+        let within = |(index, _): &&(Index, Batch)| (after.next()..=up_to).contains(index);
+        Ok(self.batches.iter().filter(within).cloned().collect())
+    }
+
+    fn settled(&self, after: Index) -> Result<BTreeMap<Index, Settled>, Fault> {
+        Ok(self.settled.range(after.next()..).map(|(index, settled)| (*index, settled.clone())).collect())
+    }
+}
+
+/// One machine and what is around it.
+struct World {
+    guest: ScriptedGuest,
+    head: Head,
+    view: MemoryView,
+    log: Log,
+    /// A resident machine's instance and reader.
+    resident: Option<(Resident, Reader)>,
+    is_whimsical: bool,
+    /// Batches that wait for a verdict on the first of them.
+    stalled: VecDeque<(Index, Batch)>,
+}
+
+impl World {
+    fn new(kind: &str) -> World {
+        let guest = ScriptedGuest::default();
+        World {
+            resident: kind.starts_with("resident").then(|| live(&guest)),
+            is_whimsical: kind.ends_with("whimsical"),
+            guest,
+            head: Head::default(),
+            view: MemoryView::default(),
+            log: Log::default(),
+            stalled: VecDeque::new(),
+        }
+    }
+
+    fn batch(&mut self, time_ms: u64, input: &[&str]) -> String {
+        let batch = Batch { time_ms, operations: input.iter().map(|line| operation(line.trim())).collect() };
+        let waiting = self.stalled.back().map_or(self.head.index, |(index, _)| *index);
+        let index = waiting.next();
+        self.log.batches.push((index, batch.clone()));
+        self.obey(&batch);
+        self.stalled.push_back((index, batch));
+        let mut out = String::new();
+        while let Some((index, batch)) = self.stalled.pop_front() {
+            let made = self.guest.instances.load(Ordering::Relaxed);
+            match self.apply(index, &batch) {
+                Ok(applied) => {
+                    let made = self.guest.instances.load(Ordering::Relaxed) - made;
+                    print_applied(&mut out, &applied, made);
+                    self.keep(applied);
+                }
+                Err(Halt::NeedsVerdict { offset }) => {
+                    line(&mut out, format!("batch {index} waits for a verdict on its input {offset}"));
+                    self.stalled.push_front((index, batch));
+                    break;
+                }
+                Err(halt) => {
+                    line(&mut out, format!("batch {index} halts the machine: {halt:?}"));
+                    break;
+                }
+            }
+        }
+        out
+    }
+
+    /// Obeys the verdicts of a new entry before those that wait for them are tried again.
+    fn obey(&mut self, batch: &Batch) {
+        let Some((resident, _)) = &mut self.resident else { return };
+        for operation in &batch.operations {
+            if let Some(Act::Verdict(Verdict { index, offset, exhausted: true })) = operation.act {
+                resident.settle(Index(index), offset, HostCode::Exhausted);
+            }
+        }
+    }
+
+    fn apply(&mut self, index: Index, batch: &Batch) -> Result<Applied, Halt> {
+        let view = Arc::new(self.view.clone());
+        let Some((resident, _)) = &mut self.resident else {
+            let mut guest = self.guest.clone();
+            let applied = apply::stored(&self.head, index, batch, view.clone(), &mut guest);
+            let applied = applied.expect("the scripted guest has no faults");
+            // On guests of its own, so that the count of instances is that of the first time.
+            let again = apply::stored(&self.head, index, batch, view, &mut ScriptedGuest::default())
+                .expect("as before");
+            assert_eq!(applied.head, again.head);
+            assert_eq!((&applied.writes, &applied.outcomes), (&again.writes, &again.outcomes));
+            return Ok(applied);
+        };
+        resident.apply(&self.head, index, batch, view, &self.log)
+    }
+
+    fn keep(&mut self, applied: Applied) {
+        for write in applied.writes {
+            self.view.put(write.table, write.key, write.value);
+        }
+        self.head = applied.head;
+        self.log.settled = settled::read(&self.view, Index(0)).expect("memory has no faults");
+        if self.resident.is_some() && !self.is_whimsical {
+            let live = self.memory();
+            assert_eq!(self.rebuilt_memory(), live, "a rebuilt instance differs from the live one");
+        }
+    }
+
+    fn memory(&self) -> Memory {
+        self.guest.memory.lock().expect("no test thread panics while it holds the memory").clone()
+    }
+
+    /// The memory of an instance that is made again from the history, by a query that answers all of it.
+    fn rebuilt_memory(&self) -> Memory {
+        let mut reader = Reader::new(Box::new(ScriptedGuest::default()));
+        let asked = reader.query(&self.log, self.head.index, 0, b"memory");
+        let (head, ending) = asked.expect("a guest that was there can be rebuilt");
+        assert_eq!(head, self.head);
+        let Ending::Answer(text) = ending else { panic!("{ending:?}") };
+        let text = text_of(&text);
+        let pairs = text.lines().filter_map(|line| line.split_once(' '));
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+    }
+
+    fn query(&mut self, request: &str) -> String {
+        let time = self.head.time.0;
+        let seen = QueryView { index: self.head.index.0, time, revision: self.head.revision.0 };
+        let ending = match &mut self.resident {
+            Some((_, reader)) => {
+                let answered = reader.query(&self.log, self.head.index, time, request.as_bytes());
+                answered.expect("a guest that could be rebuilt before can be again").1
+            }
+            None => {
+                let frame = Frame::for_query(Arc::new(self.view.clone()), seen);
+                let mut instance = self.guest.instance().expect("the scripted guest has no faults");
+                instance.query(frame, seen, request.as_bytes()).1
+            }
+        };
+        let mut out = String::new();
+        match ending {
+            Ending::Answer(answer) => line(&mut out, format!("ok {}", text_of(&answer))),
+            Ending::Refused(refusal) => {
+                line(&mut out, format!("refused {} {}", refusal.code, refusal.message))
+            }
+            Ending::Trapped(why) => line(&mut out, format!("trapped: {why}")),
+            Ending::Exhausted(why) => line(&mut out, format!("exhausted: {why}")),
+            Ending::Fault(fault) => panic!("a query met a fault: {fault}"),
+        }
+        out
+    }
+
+    fn state(&self) -> String {
+        let mut out = String::new();
+        for (table, key, value) in self.view.rows() {
+            line(&mut out, row_text(table, key, Some(value)));
+        }
+        out
+    }
+
+    fn save(&mut self) -> String {
+        let (_, reader) = self.resident.as_mut().expect("only resident machines are saved");
+        let sink = Sink::default();
+        let mut rows = MemoryView::default();
+        let made = reader.save(&self.log, self.head.index, |_, host_rows| {
+            rows = host_rows.clone();
+            Ok(Box::new(sink.clone()))
+        });
+        let mut out = String::new();
+        match made {
+            Ok(head) => {
+                let state = sink.take();
+                line(&mut out, format!("saved {} bytes at index {}", state.len(), head.index));
+                self.log.batches.retain(|(index, _)| *index > head.index);
+                self.log.saved = Some(Snapshot { head, rows, state });
+                for key in settled::keys_up_to(&self.view, head.index).expect("memory has no faults") {
+                    self.view.put(Table::Head, key, None);
+                }
+            }
+            Err(halt) => line(&mut out, format!("not saved: {halt:?}")),
+        }
+        out
+    }
+
+    fn restart(&mut self) -> String {
+        self.resident = Some(live(&self.guest));
+        let waits = |(index, _): &&(Index, Batch)| *index > self.head.index;
+        self.stalled = self.log.batches.iter().filter(waits).cloned().collect();
+        String::new()
+    }
+}
+
+fn live(guest: &ScriptedGuest) -> (Resident, Reader) {
+    // The reader shares no memory with the test, which compares that of the instance that applies.
+    (Resident::new(Box::new(guest.clone())), Reader::new(Box::new(ScriptedGuest::default())))
+}
+
+/// Where a snapshot goes.
+#[derive(Clone, Default)]
+struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Sink {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().expect("no test thread panics while it writes"))
+    }
+}
+
+impl std::io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no test thread panics while it writes").extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The module that every scripted machine is created from.
+const MODULE: Digest = Digest([7; 32]);
+
+fn operation(text: &str) -> Operation {
+    let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let numbers = || rest.split(' ').filter_map(|word| word.parse::<u64>().ok());
+    let act = match name {
+        "!create" => return Operation::create(MODULE, Bytes::from(rest.to_owned())),
+        "!create-short" => {
+            let mut operation = Operation::create(MODULE, Bytes::new());
+            if let Some(Act::Create(create)) = &mut operation.act {
+                create.module.truncate(31);
+            }
+            return operation;
+        }
+        "!expire" => Act::Expire(Expire { leases: numbers().collect() }),
+        "!verdict" => {
+            let [index, offset] = numbers().collect::<Vec<_>>()[..] else {
+                panic!("{text:?}: INDEX OFFSET WORD")
+            };
+            Act::Verdict(Verdict { index, offset: offset as u32, exhausted: rest.ends_with("exhausted") })
+        }
+        "!unknown" => return Operation { act: None },
+        _ => Act::Command(Bytes::from(text.to_owned())),
+    };
+    Operation { act: Some(act) }
+}
+
+fn line(out: &mut String, text: impl AsRef<str>) {
+    out.push_str(text.as_ref().trim_end());
+    out.push('\n');
+}
+
+fn print_applied(out: &mut String, applied: &Applied, instances: u32) {
+    for (outcome, revision) in applied.outcomes.iter().zip(&applied.revisions) {
+        line(out, format!("{} @{revision}", outcome_text(outcome)));
+    }
+    for write in &applied.writes {
+        line(out, format!("  {}", row_text(write.table, &write.key, write.value.as_deref())));
+    }
+    let notes: Vec<String> = applied.notes.iter().map(note_text).collect();
+    for same in notes.chunk_by(|a, b| a == b) {
+        let times = if same.len() > 1 { format!(", {} times", same.len()) } else { String::new() };
+        line(out, format!("  {}{times}", same[0]));
+    }
+    let Head { index, time, hash, last_lease, module, .. } = &applied.head;
+    let created = if module.is_some() { "created" } else { "not created" };
+    let hash = &hash.to_string()[..8];
+    line(
+        out,
+        format!(
+            "index {index} time {time} last lease {last_lease} {created} hash {hash} instances {instances}"
+        ),
+    );
+}
+
+fn note_text(note: &Note) -> String {
+    match note {
+        Note::Line(offset, logged) => {
+            format!("input {offset} logs {:?} {}", logged.level, short(&logged.message))
+        }
+        Note::Ended(offset, why) => format!("input {offset} ended: {why}"),
+    }
+}
+
+fn outcome_text(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Ok(answer) if answer.is_empty() => "ok".to_owned(),
+        Outcome::Ok(answer) => format!("ok {}", short(&text_of(answer))),
+        Outcome::Refused(refusal) => format!("refused {} {}", refusal.code, short(&refusal.message)),
+        Outcome::Host(code) => format!("{code:?}"),
+    }
+}
+
+/// A row in words.
+fn row_text(table: Table, key: &[u8], value: Option<&[u8]>) -> String {
+    let text = |bytes: &[u8]| short(&text_of(bytes));
+    match table {
+        Table::Events => {
+            let event = Event::read(key, value.expect("events are never deleted")).expect("an event's row");
+            let kind = if event.kind == EventKind::Put { "put" } else { "delete" };
+            format!(
+                "event {}.{} {kind} {} {} (index {}, time {})",
+                event.revision,
+                event.ordinal,
+                text(&event.key),
+                text(&event.value),
+                event.index,
+                event.time_ms
+            )
+        }
+        Table::Leases => lease_text(key, value),
+        Table::Head => {
+            let (index, offset) = key[8..].split_at(8);
+            let index = u64::from_be_bytes(index.try_into().expect("8 bytes"));
+            let offset = u32::from_be_bytes(offset.try_into().expect("4 bytes"));
+            format!(
+                "input {offset} of batch {index} is settled{}",
+                if value.is_some() {
+                    ""
+                } else {
+                    " no \
+                more"
+                }
+            )
+        }
+        table => {
+            let value = value.map_or("gone".to_owned(), |value| format!("= {}", text(value)));
+            format!("{} {} {value}", format!("{table:?}").to_lowercase(), text(key))
+        }
+    }
+}
+
+fn lease_text(key: &[u8], value: Option<&[u8]>) -> String {
+    let number = |at: usize| u64::from_be_bytes(key[at..at + 8].try_into().expect("8 bytes"));
+    let gone = if value.is_some() { "" } else { " gone" };
+    match (key[0], value) {
+        (b'l', Some(value)) => {
+            let Lease { ttl_ms, deadline_ms } = prost::Message::decode(value).expect("a lease's row");
+            format!("lease {} for {ttl_ms} ends at {deadline_ms}", number(1))
+        }
+        (b'l', None) => format!("lease {} gone", number(1)),
+        (b'd', _) => format!("deadline {} of lease {}{gone}", number(1), number(9)),
+        (b'a', _) => format!("attached to {}: {}{gone}", number(1), text_of(&key[9..])),
+        (b'k', Some(value)) => {
+            let lease = u64::from_be_bytes(value.try_into().expect("8 bytes"));
+            format!("holder of {}: {lease}", text_of(&key[1..]))
+        }
+        (b'k', None) => format!("holder of {} gone", text_of(&key[1..])),
+        _ => panic!("a row of leases that no script knows: {key:?}"),
+    }
+}
