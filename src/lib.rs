@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod catalog;
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod error;

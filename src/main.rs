@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `statehouse`: arguments in, exit code out. Everything it does is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    statehouse::cli::run(std::env::args_os())
+}

@@ -122,7 +122,9 @@ pub fn from_status(status: &Status, endpoint: &str) -> Error {
             .unwrap_or_else(|| from_code(status.code(), message, certain));
     }
     if let Some(refused) = connect_error(status) {
-        return Error::Unavailable(format!("cannot connect to {endpoint}: {refused}"));
+        return Error::Unavailable(format!(
+            "cannot connect to {endpoint}: {refused}; is a node running there?"
+        ));
     }
     match status.code() {
         // The library's own answers before a request reached the node.

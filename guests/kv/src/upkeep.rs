@@ -17,11 +17,21 @@ use crate::{EVENTS_MAX, WRITE_BYTES_MAX};
 
 /// Inputs whose revision is a multiple of this do a step, after their own work.
 const STEP_INTERVAL_REVISIONS: i64 = 16;
-/// Rows looked at in a step: eight for every revision, of which each adds one row or a few.
-const STEP_ROWS: u32 = 128;
-/// Rows looked at by the compaction itself, and by one that is to be physical.
-const COMPACTION_ROWS: u32 = 1_000;
-const PHYSICAL_COMPACTION_ROWS: u32 = 10_000;
+
+/// How much is read at once: so many rows, or bytes if they are large. Looking at a row costs its value as well.
+struct Effort {
+    rows_max: usize,
+    bytes_max: usize,
+}
+
+/// A step with another input: eight rows for every revision, of which each adds one or a few.
+const STEP: Effort = Effort { rows_max: 128, bytes_max: 32 << 20 };
+/// What the compaction does itself.
+const COMPACTION: Effort = Effort { rows_max: 1_000, bytes_max: 32 << 20 };
+/// What it does if it is to be physical.
+const PHYSICAL_COMPACTION: Effort = Effort { rows_max: 10_000, bytes_max: 128 << 20 };
+/// Rows asked of the host at a time.
+const PAGE_ROWS: u32 = 128;
 /// Upkeep leaves the rest to later inputs when an input has done so much.
 const WRITE_BYTES_ENOUGH: usize = WRITE_BYTES_MAX / 2;
 const EVENTS_ENOUGH: usize = EVENTS_MAX / 2;
@@ -42,8 +52,8 @@ pub(crate) fn compact<H: Host>(
     if meta.removing.is_none() {
         meta.removing = meta.compacted;
     }
-    let rows = if request.physical { PHYSICAL_COMPACTION_ROWS } else { COMPACTION_ROWS };
-    remove_step(writer, &mut meta, rows)?;
+    let effort = if request.physical { PHYSICAL_COMPACTION } else { COMPACTION };
+    remove_step(writer, &mut meta, effort)?;
     writer.set_meta(&meta)?;
     let mut answer = Vec::new();
     wire::header(&mut answer, writer.now());
@@ -62,7 +72,7 @@ pub(crate) fn step<H: Host>(writer: &mut Writer<'_, H>) -> Result<(), Refusal> {
     if meta.purging {
         purge_step(writer, &mut meta)?;
     }
-    remove_step(writer, &mut meta, STEP_ROWS)?;
+    remove_step(writer, &mut meta, STEP)?;
     writer.set_meta(&meta)
 }
 
@@ -72,11 +82,12 @@ fn enough<H: Host>(writer: &Writer<'_, H>) -> bool {
 
 /// Looks at so many history rows from where the last step ended, and removes those that ended by the last
 /// compaction. A compaction that came after a pass began is in time for the rest of it, and begins another.
-fn remove_step<H: Host>(writer: &mut Writer<'_, H>, meta: &mut Meta, rows_max: u32) -> Result<(), Refusal> {
+fn remove_step<H: Host>(writer: &mut Writer<'_, H>, meta: &mut Meta, effort: Effort) -> Result<(), Refusal> {
     let (Some(pass), Some(compacted)) = (meta.removing, meta.compacted) else { return Ok(()) };
-    let mut cursor = rows::history_rows_from(&meta.remove_from).by(rows_max.min(STEP_ROWS));
-    for _ in 0..rows_max {
-        let Some((row_key, _)) = cursor.next(writer.host) else {
+    let mut cursor = rows::history_rows_from(&meta.remove_from).by(PAGE_ROWS);
+    let mut bytes = 0;
+    for _ in 0..effort.rows_max {
+        let Some((row_key, row)) = cursor.next(writer.host) else {
             meta.remove_from.clear();
             meta.removing = (pass < compacted).then_some(compacted);
             return Ok(());
@@ -86,7 +97,8 @@ fn remove_step<H: Host>(writer: &mut Writer<'_, H>, meta: &mut Meta, rows_max: u
         }
         meta.remove_from.clone_from(&row_key);
         meta.remove_from.push(0);
-        if enough(writer) {
+        bytes += row.len();
+        if enough(writer) || bytes >= effort.bytes_max {
             break;
         }
     }
@@ -138,8 +150,9 @@ fn purge_step<H: Host>(writer: &mut Writer<'_, H>, meta: &mut Meta) -> Result<()
     let mut span = PurgeSpan::decode(span.as_slice()).map_err(|_| Refusal::DAMAGED)?;
     let mut end = span.last.clone();
     end.push(0);
-    let mut cursor = Keys::Between(&span.next, &end).current_rows().by(STEP_ROWS);
-    for _ in 0..STEP_ROWS {
+    let mut cursor = Keys::Between(&span.next, &end).current_rows().by(PAGE_ROWS);
+    let mut bytes = 0;
+    for _ in 0..STEP.rows_max {
         let Some((row_key, row)) = cursor.next(writer.host) else {
             return writer.remove(&purge_row);
         };
@@ -149,7 +162,8 @@ fn purge_step<H: Host>(writer: &mut Writer<'_, H>, meta: &mut Meta) -> Result<()
         if version.lease as u64 == lease {
             writer.delete(&row_key, &row, false)?;
         }
-        if enough(writer) {
+        bytes += row.len();
+        if enough(writer) || bytes >= STEP.bytes_max {
             break;
         }
     }

@@ -1,0 +1,18 @@
+//! `statehouse compile-module`: what a node runs to compile a module in a process of its own. Not for people.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+/// Compile a module, for a node's own use
+#[derive(Debug, Args)]
+pub struct CompileModule {
+    /// What the node says
+    arguments: Vec<String>,
+}
+
+impl CompileModule {
+    pub fn run(self) -> ExitCode {
+        ExitCode::from(crate::wasm::compile::child(&self.arguments))
+    }
+}

@@ -1,0 +1,332 @@
+//! The command line: one file a command.
+//!
+//! Data goes to standard output, everything else to standard error. A command ends with 0 if it was done, 1
+//! if it failed and 2 if it was not understood. With `--json` both streams are JSON: one object or array of
+//! data, one object of an error.
+//!
+//! # Layout
+//! - `serve`, `dev`: run a node; `running`: what both have in common
+//! - `module`, `machine`, `apply`, `query`, `kv`, `status`: talk to one
+//! - `completions`, `compile_module`: for shells, and for a node's own use
+//! - `payload`, `output`: arguments that stand for bytes; how data is shown
+
+mod apply;
+mod compile_module;
+mod completions;
+mod dev;
+mod kv;
+mod machine;
+mod module;
+mod output;
+mod payload;
+mod query;
+mod running;
+mod serve;
+mod status;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::{ErrorKind, IsTerminal};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::client::Client;
+use crate::config::{CLIENT_ADDRESS, check_address};
+use crate::proto::status as wire_status;
+
+/// Statehouse runs your state machine, compiled to WebAssembly, on a replicated log.
+#[derive(Debug, Parser)]
+#[command(
+    name = "statehouse",
+    version,
+    after_help = "Examples:\n  \
+        statehouse dev                          # a node to try things with\n  \
+        statehouse kv put colour green\n  \
+        statehouse kv get colour\n  \
+        statehouse machine create notes --module notes.component.wasm\n  \
+        statehouse apply notes 'remember the milk'"
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+struct Global {
+    /// Nodes to talk to, with commas between them; the first that answers is used
+    #[arg(
+        long,
+        global = true,
+        env = "STATEHOUSE_ENDPOINTS",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        default_value = CLIENT_ADDRESS,
+        value_parser = address,
+        help_heading = "Global options"
+    )]
+    endpoints: Vec<String>,
+
+    /// Print data, and errors, as JSON
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+
+    /// How long a request may take
+    #[arg(
+        long,
+        global = true,
+        value_name = "SECONDS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=86_400),
+        help_heading = "Global options"
+    )]
+    timeout: u64,
+
+    /// What to log to standard error: error, warn, info, debug, trace, or a filter such as
+    /// `statehouse::raft=debug,info` [default: info for a node, warn for the others]
+    #[arg(
+        long,
+        global = true,
+        env = "STATEHOUSE_LOG",
+        value_name = "FILTER",
+        help_heading = "Global options"
+    )]
+    log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::Serve>),
+    Dev(dev::Dev),
+    #[command(subcommand)]
+    Module(module::Module),
+    #[command(subcommand)]
+    Machine(machine::Machine),
+    Apply(apply::Apply),
+    Query(query::Query),
+    Kv(kv::Kv),
+    Status(status::Status),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    CompileModule(compile_module::CompileModule),
+}
+
+/// An argument that parses but makes no sense: the command ends with 2.
+#[derive(Debug)]
+struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// The command was done, but the answer is a no that was already shown as data: the command ends with 1.
+#[derive(Debug)]
+struct Shown;
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("refused")
+    }
+}
+
+impl std::error::Error for Shown {}
+
+fn address(text: &str) -> Result<String, String> {
+    check_address(text).map(|()| text.to_string())
+}
+
+/// Runs one command line and says how the process is to end.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to tell if the terminal is gone.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let Cli { global, command } = cli;
+    match command.run(&global) {
+        Ok(code) => code,
+        Err(error) => fail(&global, &error),
+    }
+}
+
+impl Command {
+    fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
+        let serves = matches!(self, Command::Serve(_) | Command::Dev(_));
+        match self {
+            Command::CompileModule(command) => return Ok(command.run()),
+            Command::Completions(command) => return command.run(),
+            _ => start_log(global, if serves { "info" } else { "warn" })?,
+        }
+        let mut runtime = match serves {
+            true => tokio::runtime::Builder::new_multi_thread(),
+            false => tokio::runtime::Builder::new_current_thread(),
+        };
+        let runtime = runtime.enable_all().build()?;
+        runtime.block_on(self.run_async(global))
+    }
+
+    async fn run_async(self, global: &Global) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Serve(command) => return command.run(global).await,
+            Command::Dev(command) => return command.run(global).await,
+            Command::Module(command) => command.run(global).await?,
+            Command::Machine(command) => command.run(global).await?,
+            Command::Apply(command) => command.run(global).await?,
+            Command::Query(command) => command.run(global).await?,
+            Command::Kv(command) => command.run(global).await?,
+            Command::Status(command) => command.run(global).await?,
+            Command::Completions(_) | Command::CompileModule(_) => {
+                unreachable!("ended before there was a runtime")
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Global {
+    /// A client of the endpoints.
+    fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::new(&self.endpoints)?.with_timeout(Duration::from_secs(self.timeout)))
+    }
+}
+
+fn start_log(global: &Global, default: &str) -> anyhow::Result<()> {
+    let filter = global.log.as_deref().unwrap_or(default);
+    let filter = EnvFilter::try_new(filter).map_err(|e| {
+        Usage(format!("--log {filter:?} is no filter ({e}): try `info` or `statehouse=debug`"))
+    })?;
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    let started = match global.json {
+        true => log.json().try_init(),
+        false => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
+    };
+    started.map_err(|e| anyhow::anyhow!("the log cannot be started: {e}"))
+}
+
+/// Tells an error on standard error, and the exit code for it.
+fn fail(global: &Global, error: &anyhow::Error) -> ExitCode {
+    let root = error.root_cause();
+    let broken_pipe = |e: &std::io::Error| e.kind() == ErrorKind::BrokenPipe;
+    if root.downcast_ref::<std::io::Error>().is_some_and(broken_pipe) {
+        // Whoever read our output has seen enough, as `head` does.
+        return ExitCode::SUCCESS;
+    }
+    let usage = error.downcast_ref::<Usage>().is_some();
+    if error.downcast_ref::<Shown>().is_none() {
+        if global.json {
+            let reason = match error.downcast_ref::<crate::error::Error>() {
+                Some(error) => wire_status::reason(error),
+                None if usage => "USAGE",
+                None => "FAILED",
+            };
+            let told = serde_json::json!({ "error": { "reason": reason, "message": format!("{error:#}") } });
+            eprintln!("{told}");
+        } else {
+            eprintln!("error: {error:#}");
+        }
+    }
+    ExitCode::from(if usage { 2 } else { 1 })
+}
+
+/// The whole command line, for completions and for tests.
+fn definition() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_examples() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            if command.is_hide_set() || command.get_name() == "help" {
+                return;
+            }
+            assert!(command.get_about().is_some(), "{path} does not say what it does");
+            let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(examples.contains("statehouse "), "{path} has no examples");
+            command.get_subcommands().for_each(|command| check(command, &path));
+        }
+        check(&definition(), "");
+    }
+
+    #[test]
+    fn every_line_of_the_manual_is_understood() {
+        let digest = "0".repeat(64);
+        for line in [
+            "statehouse serve --data-dir D --name N --client 0.0.0.0:0 --peer h:1 --http [::1]:2 --bootstrap",
+            "statehouse serve --config FILE",
+            "statehouse dev",
+            "statehouse dev --data-dir D",
+            "statehouse module push FILE",
+            "statehouse module list --json",
+            &format!("statehouse module show {digest}"),
+            &format!("statehouse machine create NAME --module {digest}"),
+            "statehouse machine create NAME --module builtin:kv --init TEXT",
+            "statehouse machine create NAME --module x.wasm --init @FILE",
+            "statehouse machine list",
+            "statehouse machine show NAME",
+            "statehouse machine delete NAME",
+            "statehouse apply NAME TEXT",
+            "statehouse apply NAME @FILE --hex",
+            "statehouse apply NAME -",
+            "statehouse query NAME TEXT --consistency local --min-index 5",
+            "statehouse query NAME - --hex --consistency lease",
+            "statehouse kv put K V",
+            "statehouse kv --machine other put K -1",
+            "statehouse kv get K --prefix --rev 4 --limit 10",
+            "statehouse kv del K --prefix",
+            "statehouse kv txn @FILE",
+            "statehouse kv compact 7",
+            "statehouse status --endpoints a:1,b:2 --timeout 5 --log debug",
+            "statehouse completions bash",
+            "statehouse compile-module 1 2 3 4",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_ends_with_2() {
+        for line in [
+            "statehouse",
+            "statehouse servee",
+            "statehouse apply NAME",
+            "statehouse query NAME TEXT --consistency soon",
+            "statehouse query NAME TEXT --min-index -1",
+            "statehouse status --endpoints nowhere",
+            "statehouse status --timeout 0",
+            "statehouse kv compact many",
+            "statehouse machine create NAME",
+        ] {
+            let error = parse(line).err().unwrap_or_else(|| panic!("{line} is understood"));
+            assert!(error.use_stderr(), "{line}");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

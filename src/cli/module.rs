@@ -1,0 +1,137 @@
+//! `statehouse module`: components on a node.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bytes::Bytes;
+use clap::Subcommand;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{Global, output};
+use crate::client::Client;
+use crate::id::Digest;
+use crate::node::request::{ModuleInfo, World};
+
+/// Upload components, and see which there are
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+        statehouse module push notes.component.wasm\n  \
+        statehouse module list")]
+pub enum Module {
+    /// Upload a component, or a core module that carries component metadata; prints its digest
+    #[command(after_help = "Examples:\n  \
+            statehouse module push notes.component.wasm\n  \
+            digest=$(statehouse module push notes.component.wasm)")]
+    Push {
+        /// The file
+        file: PathBuf,
+    },
+    /// List all modules
+    #[command(after_help = "Examples:\n  \
+            statehouse module list\n  \
+            statehouse module list --json | jq -r '.[].digest'")]
+    List,
+    /// Show one module
+    #[command(after_help = "Examples:\n  \
+            statehouse module show 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae")]
+    Show {
+        /// Its digest: 64 hexadecimal digits
+        digest: Digest,
+    },
+}
+
+impl Module {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let client = global.client()?;
+        match self {
+            Module::Push { file } => {
+                let module = push(&client, &file).await?;
+                if global.json {
+                    output::json(&module_json(&module))?;
+                } else {
+                    output::line(module.digest)?;
+                }
+            }
+            Module::List => list(global, &client.modules().await?)?,
+            Module::Show { digest } => show(global, &client.module(digest).await?)?,
+        }
+        Ok(())
+    }
+}
+
+/// Uploads a file, with a progress bar on a terminal.
+pub async fn push(client: &Client, file: &Path) -> anyhow::Result<ModuleInfo> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = Bytes::from(bytes);
+    let label = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    // Hidden where standard error is no terminal.
+    let bar = ProgressBar::new(bytes.len() as u64).with_style(style()?).with_message(label.clone());
+    let progress = {
+        let bar = bar.clone();
+        move |sent| {
+            bar.set_position(sent);
+            if bar.length() == Some(sent) {
+                bar.set_message("checking and compiling");
+            }
+        }
+    };
+    let pushed = client.push_module(&label, bytes, progress).await;
+    bar.finish_and_clear();
+    Ok(pushed?)
+}
+
+fn style() -> anyhow::Result<ProgressStyle> {
+    Ok(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}")?)
+}
+
+pub fn world(world: World) -> &'static str {
+    match world {
+        World::Stored => "stored",
+        World::Resident => "resident",
+    }
+}
+
+fn module_json(module: &ModuleInfo) -> Value {
+    json!({
+        "digest": module.digest.to_string(),
+        "bytes": module.bytes,
+        "world": world(module.world),
+        "label": module.label,
+        "pushed": output::time(module.pushed),
+        "compiled": module.compiled,
+    })
+}
+
+fn list(global: &Global, modules: &[ModuleInfo]) -> anyhow::Result<()> {
+    if global.json {
+        output::json(&modules.iter().map(module_json).collect())?;
+        return Ok(());
+    }
+    let row = |module: &ModuleInfo| {
+        vec![
+            module.digest.to_string(),
+            module.bytes.to_string(),
+            world(module.world).to_string(),
+            output::time(module.pushed),
+            output::printable(module.label.as_bytes()),
+        ]
+    };
+    let rows: Vec<_> = modules.iter().map(row).collect();
+    output::table(&["DIGEST", "BYTES", "WORLD", "PUSHED", "LABEL"], &rows)?;
+    Ok(())
+}
+
+fn show(global: &Global, module: &ModuleInfo) -> anyhow::Result<()> {
+    if global.json {
+        output::json(&module_json(module))?;
+        return Ok(());
+    }
+    output::line(format_args!("digest    {}", module.digest))?;
+    output::line(format_args!("label     {}", output::printable(module.label.as_bytes())))?;
+    output::line(format_args!("bytes     {}", module.bytes))?;
+    output::line(format_args!("world     {}", world(module.world)))?;
+    output::line(format_args!("pushed    {}", output::time(module.pushed)))?;
+    output::line(format_args!("compiled  {}", if module.compiled { "yes" } else { "not yet" }))?;
+    Ok(())
+}

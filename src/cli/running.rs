@@ -1,0 +1,120 @@
+//! What `serve` and `dev` have in common: a node behind its sockets, from opening to the end.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::api::{Addresses, Running, Server};
+use crate::config::{ConfigFile, Listen};
+use crate::error::Fault;
+use crate::node::Node;
+use crate::node::config::{CompileIn, Limits, NodeConfig};
+
+/// How a process ends that is told twice to stop.
+const IMPATIENT: u8 = 130;
+
+/// A node that serves.
+pub struct Service {
+    pub node: Node,
+    pub addresses: Addresses,
+    running: Running,
+    signals: Signals,
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> anyhow::Result<Signals> {
+        let catch = |kind| signal(kind).context("cannot catch signals");
+        Ok(Signals { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The node of a configuration. Modules are compiled in processes of this program.
+pub fn node_config(file: &ConfigFile, data_dir: std::path::PathBuf) -> anyhow::Result<NodeConfig> {
+    let name = file.name.clone().unwrap_or_else(|| "node-1".into());
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let ConfigFile { limits, guests, storage, .. } = file;
+    Ok(NodeConfig {
+        bootstrap: file.bootstrap.unwrap_or_default(),
+        compile_in: CompileIn::Process(program),
+        limits: Limits {
+            module_bytes_max: limits.module_bytes_max,
+            command_bytes_max: limits.command_bytes_max,
+        },
+        apply_workers: guests.apply_threads as usize,
+        flush_bytes: storage.flush_bytes,
+        flush_interval_ms: storage.flush_interval_ms,
+        resident_snapshot_entries: storage.resident_snapshot_entries,
+        read_wait_ms: limits.read_wait_ms,
+        input_fuel: guests.input_fuel,
+        query_fuel: guests.query_fuel,
+        memory_bytes_max: usize::try_from(guests.memory_bytes_max)
+            .context("guests.memory_bytes_max is more than this computer can address")?,
+        compile_memory_bytes_max: guests.compile_memory_bytes_max,
+        compile_seconds_max: guests.compile_seconds_max,
+        ..NodeConfig::new(data_dir, name)
+    })
+}
+
+/// Binds the sockets, opens the node and begins to serve.
+pub async fn start(
+    config: NodeConfig,
+    listen: &Listen,
+    limits: crate::config::Limits,
+) -> anyhow::Result<Service> {
+    let signals = Signals::catch()?;
+    let server = Server::bind(listen).await?;
+    let addresses = server.addresses();
+    let node = Node::open(config).await?;
+    let running = server.start(node.clone(), limits)?;
+    Ok(Service { node, addresses, running, signals })
+}
+
+impl Service {
+    /// Serves until a signal comes or the node fails. A second signal ends the process at once.
+    ///
+    /// # Errors
+    /// The node's fault: what it had acknowledged is safe, but it cannot go on.
+    pub async fn until_end(self) -> anyhow::Result<ExitCode> {
+        let Service { node, running, mut signals, .. } = self;
+        let fault: Option<Fault> = tokio::select! {
+            name = signals.next() => {
+                tracing::info!("{name}: stopping");
+                None
+            }
+            fault = node.failed() => Some(fault),
+        };
+        let stop = async {
+            running.stop().await;
+            node.shutdown().await;
+        };
+        tokio::select! {
+            () = stop => {}
+            name = signals.next() => {
+                tracing::warn!("{name} again: not waiting any longer; the next start replays the log");
+                return Ok(ExitCode::from(IMPATIENT));
+            }
+        }
+        match fault {
+            None => {
+                tracing::info!("stopped");
+                Ok(ExitCode::SUCCESS)
+            }
+            Some(fault) => Err(anyhow::Error::new(crate::error::Error::Fault(fault))
+                .context("the node has stopped after a fault; what it acknowledged is on disk")),
+        }
+    }
+}

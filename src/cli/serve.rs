@@ -1,0 +1,171 @@
+//! `statehouse serve`: runs a node.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::json;
+
+use super::running::{self, Service};
+use super::{Global, Usage, address, output};
+use crate::config::{self, ConfigFile, Listen};
+
+/// Run a node
+#[derive(Debug, Args)]
+#[command(
+    after_help = "When the node is ready, one line on standard error says where it listens; with --json, one \
+        object on standard output does too. Port 0 leaves the choice of a port to the system.\nSIGTERM and \
+        SIGINT stop the node cleanly; a second one ends it at once. Ends with 1 and the reason if the node \
+        cannot start, or stops because its disk failed.\n\nExamples:\n  statehouse serve --data-dir \
+        /var/lib/statehouse --name a --bootstrap\n  statehouse serve --config /etc/statehouse.toml --http \
+        127.0.0.1:7072\n  statehouse serve --print-config > statehouse.toml"
+)]
+pub struct Serve {
+    /// Where the node keeps everything; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// What people call the node [default: node-1]
+    #[arg(long, value_name = "NAME", value_parser = node_name)]
+    name: Option<String>,
+    /// Where to listen for clients [default: 127.0.0.1:7070]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    client: Option<String>,
+    /// Where other nodes will find this one; a node that is alone opens no port for it [default:
+    /// 127.0.0.1:7071]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    peer: Option<String>,
+    /// Where to serve /metrics, /healthz and /readyz [default: nowhere]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    http: Option<String>,
+    /// Begin a new cluster if the data directory is empty
+    #[arg(long)]
+    bootstrap: bool,
+    /// A file of settings; flags go before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print such a file with every setting, its default and range, and end
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    config::check_node_name(text).map(|()| text.to_string())
+}
+
+impl Serve {
+    pub async fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
+        if self.print_config {
+            output::line(config::example().trim_end())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let file = self.merged()?;
+        let data_dir = file.data_dir.clone().ok_or_else(|| {
+            Usage("no data directory: give --data-dir, or `data_dir` in the file of --config".into())
+        })?;
+        let listen = listen(&file);
+        let node = running::node_config(&file, data_dir)?;
+        let service = running::start(node, &listen, file.limits).await?;
+        announce(&service, global.json)?;
+        service.until_end().await
+    }
+
+    /// The file's settings, with the flags before them.
+    fn merged(&self) -> anyhow::Result<ConfigFile> {
+        let file = match &self.config {
+            Some(path) => read(path)?,
+            None => ConfigFile::default(),
+        };
+        Ok(ConfigFile {
+            data_dir: self.data_dir.clone().or(file.data_dir),
+            name: self.name.clone().or(file.name),
+            bootstrap: if self.bootstrap { Some(true) } else { file.bootstrap },
+            client: self.client.clone().or(file.client),
+            peer: self.peer.clone().or(file.peer),
+            http: self.http.clone().or(file.http),
+            ..file
+        })
+    }
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<ConfigFile> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    ConfigFile::parse(&text)
+        .map_err(|errors| Usage(format!("{} has mistakes:\n{errors}", path.display())).into())
+}
+
+fn listen(file: &ConfigFile) -> Listen {
+    let default = Listen::default();
+    Listen {
+        client: file.client.clone().unwrap_or(default.client),
+        peer: file.peer.clone().unwrap_or(default.peer),
+        http: file.http.clone(),
+    }
+}
+
+/// One line that says that the node serves, and where: people read it, and programs wait for it.
+fn announce(service: &Service, as_json: bool) -> anyhow::Result<()> {
+    let status = service.node.status();
+    let addresses = service.addresses;
+    let http = addresses.http.map(|http| http.to_string());
+    if as_json {
+        output::json(&json!({
+            "ready": {
+                "name": status.name,
+                "client": addresses.client.to_string(),
+                "http": http,
+                "data_dir": status.data_dir,
+            }
+        }))?;
+    }
+    let http = http.map(|http| format!(", http {http}")).unwrap_or_default();
+    let (name, data) = (status.name, status.data_dir.display());
+    eprintln!("node {name} is ready: client {}{http}, data {data}", addresses.client);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve() -> Serve {
+        Serve {
+            data_dir: None,
+            name: None,
+            client: None,
+            peer: None,
+            http: None,
+            bootstrap: false,
+            config: None,
+            print_config: false,
+        }
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.toml");
+        let text =
+            "data_dir = 'f'\nname = 'file'\nbootstrap = true\n[listen]\nclient = 'f:1'\nhttp = 'f:2'\n";
+        std::fs::write(&path, text).unwrap();
+        let flags =
+            Serve { config: Some(path), name: Some("flag".into()), http: Some("g:3".into()), ..serve() };
+        let merged = flags.merged().unwrap();
+        assert_eq!(merged.data_dir, Some("f".into()));
+        assert_eq!(merged.name.as_deref(), Some("flag"));
+        assert_eq!(merged.bootstrap, Some(true));
+        let listen = listen(&merged);
+        assert_eq!((listen.client.as_str(), listen.http.as_deref()), ("f:1", Some("g:3")));
+        assert_eq!(listen.peer, config::PEER_ADDRESS);
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_a_usage_error_with_all_lines() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.toml");
+        std::fs::write(&path, "nam = 'x'\n[limits]\ncommand_bytes_max = 0\n").unwrap();
+        let error = Serve { config: Some(path), ..serve() }.merged().unwrap_err();
+        let text = error.downcast_ref::<Usage>().expect("a usage error").to_string();
+        assert!(text.contains("line 1: ") && text.contains("line 3: "), "{text}");
+    }
+}
