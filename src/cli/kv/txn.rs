@@ -43,7 +43,14 @@ impl Txn {
 
 fn parse(text: &[u8]) -> anyhow::Result<TxnRequest> {
     let told = |e: serde_json::Error| Usage(format!("the transaction is not understood: {e}"));
-    let transaction: Transaction = serde_json::from_slice(text).map_err(told)?;
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(told)?;
+    // serde would take a list for the object's fields in their order.
+    if !value.is_object() {
+        return Err(
+            Usage("the transaction is not a JSON object; see `statehouse kv txn --help`".into()).into()
+        );
+    }
+    let transaction: Transaction = serde_json::from_value(value).map_err(told)?;
     transaction.message()
 }
 
