@@ -444,7 +444,7 @@ impl Node {
             Err(unknown @ Error::Unknown(_)) => return Err(unknown),
             Err(why) => why,
         };
-        self.change_catalog(Change::RemoveMachine(record.group)).await?;
+        self.remove(group).await?;
         Err(failure)
     }
 
@@ -460,9 +460,14 @@ impl Node {
 
     /// Deletes a machine with all its state.
     pub async fn delete_machine(&self, name: &str) -> Result<(), Error> {
-        let group = self.find(name)?.record.group;
-        self.change_catalog(Change::RemoveMachine(group)).await?;
-        let gone = |registry: &Registry| registry.by_group(GroupId(group)).is_none().then_some(());
+        let group = self.find(name)?.record.group();
+        self.remove(group).await
+    }
+
+    /// Takes a machine out of the catalog and waits until it is closed here.
+    async fn remove(&self, group: GroupId) -> Result<(), Error> {
+        self.change_catalog(Change::RemoveMachine(group.0)).await?;
+        let gone = |registry: &Registry| registry.by_group(group).is_none().then_some(());
         self.inner.registry.wait(gone).await;
         Ok(())
     }
