@@ -40,7 +40,7 @@ lint: ## check the formatting, clippy's lints, and what is linked in (licences, 
 fmt: ## format the code, and wrap long comments and messages
 	cargo fmt
 	cargo fmt --manifest-path guests/Cargo.toml --all
-	.ci/wrap $$(git ls-files '*.rs' | grep -v ^guests/)
+	.ci/wrap $$(git ls-files '*.rs')
 
 .PHONY: clean
 clean: ## remove what was built

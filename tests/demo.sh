@@ -27,9 +27,12 @@ title() { printf '\n# %s\n' "$*"; }
 
 # Prints a command and runs it; its output is also in $answer.
 run() {
-    printf '$ %s' "$1"
-    printf ' %q' "${@:2}"
-    printf '\n'
+    local word line='$'
+    for word in "$@"; do
+        [[ $word =~ ^[A-Za-z0-9_./:=-]+$ ]] || word="'$word'"
+        line+=" $word"
+    done
+    printf '%s\n' "$line"
     answer=$("$@")
     printf '%s\n' "$answer"
 }

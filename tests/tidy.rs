@@ -17,7 +17,7 @@ use std::path::Path;
 use source::Source;
 
 /// Where the project's own Rust lives.
-const ROOTS: [&str; 5] = ["src", "proto", "tests", "benches", "examples"];
+const ROOTS: [&str; 6] = ["src", "proto", "tests", "benches", "examples", "guests"];
 
 /// Reads all Rust files under `directory`, except for what cargo built there.
 fn read_all(project: &Path, directory: &Path, sources: &mut Vec<Source>) {

@@ -101,7 +101,7 @@ impl Refusal {
     /// A key that no row can hold.
     pub fn key_too_long(bytes: usize, max: usize) -> Refusal {
         let message = format!(
-            "statehouse: the key takes {bytes} bytes in the store, where zeros count twice: the limit is {max}"
+            "statehouse: the key takes {bytes} bytes in the store, where zeros count twice: at most {max}"
         );
         Refusal { code: code::INVALID_ARGUMENT, message: message.into() }
     }
@@ -109,7 +109,7 @@ impl Refusal {
     /// An answer over the limit of the contract.
     pub fn answer_too_large(max: usize) -> Refusal {
         let message = format!(
-            "statehouse: the answer is over {max} bytes, the limit: set a limit and continue after the last key"
+            "statehouse: the answer is over {max} bytes: set a limit and continue after the last key"
         );
         Refusal { code: code::RESOURCE_EXHAUSTED, message: message.into() }
     }

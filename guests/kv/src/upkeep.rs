@@ -18,7 +18,7 @@ use crate::{EVENTS_MAX, WRITE_BYTES_MAX};
 /// Inputs whose revision is a multiple of this do a step, after their own work.
 const STEP_INTERVAL_REVISIONS: i64 = 16;
 
-/// How much is read at once: so many rows, or bytes if they are large. Looking at a row costs its value as well.
+/// How much is read at once: so many rows, or bytes if they are large. Looking at a row costs its value too.
 struct Effort {
     rows_max: usize,
     bytes_max: usize,

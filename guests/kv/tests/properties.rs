@@ -179,7 +179,9 @@ fn perform(run: &mut Run, act: &Act) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1_500, failure_persistence: None, ..ProptestConfig::default()
+    })]
 
     /// Answers, refusals, events, every readable revision, attachments and kept rows: as the model has them.
     #[test]
