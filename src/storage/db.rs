@@ -15,6 +15,7 @@ use rocksdb::{
     ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
+use super::manifest;
 use crate::error::{Error, Fault};
 use crate::machine::view::{Direction, Visitor};
 
@@ -123,6 +124,7 @@ impl Db {
         options: &Options,
         families: Vec<ColumnFamilyDescriptor>,
     ) -> Result<Db, Error> {
+        check_list(name, path)?;
         let db = DB::open_cf_descriptors(options, path, families).map_err(|e| open_error(name, path, &e))?;
         Ok(Db { name, path: path.to_owned(), failed: OnceLock::new(), latest: ReadOptions::default(), db })
     }
@@ -305,6 +307,7 @@ impl Preview {
         if !whole {
             options.set_wal_recovery_mode(DBRecoveryMode::SkipAnyCorruptedRecord);
         }
+        check_list("log", path)?;
         let db = DB::open_for_read_only(&options, path, false).map_err(|e| open_error("log", path, &e))?;
         Ok(Preview { db })
     }
@@ -325,13 +328,29 @@ impl Preview {
     }
 }
 
+fn check_list(name: &str, path: &Path) -> Result<(), Error> {
+    match manifest::damage(path) {
+        Ok(None) => Ok(()),
+        Ok(Some(what)) => {
+            Err(damaged(&format!("the {name} database in {} does not open: {what}", path.display())))
+        }
+        Err(e) => {
+            Err(Fault::new(format!("reading the {name} database in {} failed: {e}", path.display())).into())
+        }
+    }
+}
+
+fn damaged(what: &str) -> Error {
+    Error::Damaged(format!(
+        "{what}. It is damaged: restore this data directory from a backup, or remove it and let the node \
+         catch up from its peers"
+    ))
+}
+
 fn open_error(name: &str, path: &Path, error: &rocksdb::Error) -> Error {
     let what = format!("the {name} database in {} does not open: {error}", path.display());
     match error.kind() {
-        ErrorKind::Corruption => Error::Damaged(format!(
-            "{what}. It is damaged: restore this data directory from a backup, or remove it and let the node \
-             catch up from its peers"
-        )),
+        ErrorKind::Corruption => damaged(&what),
         _ => Error::Fault(Fault::new(format!(
             "{what}. See to the disk (space, rights, health), then start again"
         ))),

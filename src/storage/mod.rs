@@ -7,13 +7,15 @@
 //! - [`state`]: the state database: machines' tables, as views
 //! - [`modules`]: module files and what was compiled from them
 //! - [`snapshot`]: machines as files
-//! - `db`: the only user of RocksDB; `file`: files that are whole or not there
+//! - `db`: the only user of RocksDB; `manifest`: what it cannot be given to read;
+//!   `file`: files that are whole or not there
 
 mod db;
 pub mod directory;
 pub mod entry;
 mod file;
 pub mod log;
+mod manifest;
 pub mod modules;
 pub mod snapshot;
 pub mod state;

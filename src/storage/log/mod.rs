@@ -16,7 +16,7 @@ mod row;
 mod tests;
 mod thread;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub use self::thread::{LogQueue, LogThread};
 pub struct LogDb {
     db: Arc<Db>,
     mark: Mark,
-    tails: BTreeMap<GroupId, Tail>,
+    tails: HashMap<GroupId, Tail>,
 }
 
 /// The shape of one group's log: enough to write to it without reading it.
@@ -66,7 +66,7 @@ pub struct LogSizes {
 
 impl Default for LogSizes {
     fn default() -> LogSizes {
-        LogSizes { write_buffer_bytes: 128 << 20 }
+        LogSizes { write_buffer_bytes: 64 << 20 }
     }
 }
 
@@ -212,6 +212,14 @@ fn check_mark(directory: &Path, mark_path: &Path, sizes: Sizes) -> Result<(), Er
             )));
         }
     };
+    if !directory.join("CURRENT").is_file() {
+        return Err(Error::Damaged(format!(
+            "the log database in {} is gone: it held {acknowledged} changes that were acknowledged, and only \
+             its mark is left. Restore this data directory from a backup, or remove it and let the node \
+             catch up from its peers",
+            directory.display()
+        )));
+    }
     let there = Preview::of_log(directory, sizes, true)?.sequence();
     if there >= acknowledged {
         return Ok(());

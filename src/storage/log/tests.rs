@@ -248,17 +248,25 @@ fn a_flipped_byte_in_a_block_is_told_with_the_place_before_it() {
     assert!(what.contains("what follows entry ") && what.contains("of group 3"), "{what}");
 }
 
-/// Writes and then leaves everything as a killed process would: nothing flushed, all in the write-ahead log.
+/// Writes entries one after another to `groups` groups, and vanishes.
 fn write_and_vanish(path: &Path, groups: u64, entries: u64) {
+    vanish_after(path, |queue, reports| {
+        for index in 1..=entries {
+            let writes = (1..=groups).map(|group| append(group, index, index..=index, 1)).collect();
+            queue.write(writes).unwrap();
+            reports.recv_timeout(DEADLINE).unwrap();
+        }
+    });
+}
+
+/// Writes, and then leaves everything as a killed process would: nothing flushed, all in the write-ahead log.
+fn vanish_after(path: &Path, work: impl FnOnce(LogQueue, mpsc::Receiver<Vec<(GroupId, u64)>>)) {
     let (log, _) = LogDb::open(path).unwrap();
     let (done, reports) = mpsc::channel();
+    // After the work nobody waits for reports.
     let thread =
-        LogThread::start(log, move |pairs| done.send(pairs).unwrap(), |fault| panic!("{fault}")).unwrap();
-    for index in 1..=entries {
-        let writes = (1..=groups).map(|group| append(group, index, index..=index, 1)).collect();
-        thread.queue().write(writes).unwrap();
-        reports.recv_timeout(DEADLINE).unwrap();
-    }
+        LogThread::start(log, move |pairs| drop(done.send(pairs)), |fault| panic!("{fault}")).unwrap();
+    work(thread.queue(), reports);
     let copy = tempfile::tempdir().unwrap();
     copy_directory(path, copy.path());
     thread.stop().unwrap();
@@ -331,6 +339,66 @@ fn a_missing_write_ahead_log_is_told() {
     }
     let what = damage_of(&path);
     assert!(what.contains("were acknowledged"), "{what}");
+}
+
+#[test]
+fn a_log_of_which_only_the_mark_is_left_does_not_begin_anew() {
+    let place = tempfile::tempdir().unwrap();
+    write_all(place.path(), vec![append(1, 1, 1..=3, 1)]);
+    for entry in std::fs::read_dir(place.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.ends_with(MARK_FILE) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let what = damage_of(place.path());
+    assert!(what.contains("is gone") && what.contains("3 changes"), "{what}");
+}
+
+/// One flipped byte at many places of every file, some entries in a table and some in the write-ahead log:
+/// the log opens with exactly what was acknowledged, or says that it is damaged.
+#[test]
+fn a_flipped_byte_anywhere_is_told_or_does_no_harm() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("log");
+    write_all(&path, vec![append(1, 1, 1..=60, 1), append(2, 2, 1..=60, 1)]);
+    let more = |queue: LogQueue, reports: mpsc::Receiver<_>| {
+        for index in 61..=100 {
+            queue
+                .write(vec![append(1, index, index..=index, 1), append(2, index, index..=index, 1)])
+                .unwrap();
+            let _: Vec<(GroupId, u64)> = reports.recv_timeout(DEADLINE).unwrap();
+        }
+    };
+    vanish_after(&path, more);
+    let whole = read_all_of_copy(&path, place.path()).unwrap();
+    assert_eq!(whole.values().map(|log| log.entries.len()).collect::<Vec<_>>(), [100, 100]);
+    let (mut told, mut flips) = (0, 0);
+    for entry in std::fs::read_dir(&path).unwrap() {
+        let file = entry.unwrap().path();
+        let bytes = std::fs::read(&file).unwrap();
+        for at in (0..12).map(|part| bytes.len() * part / 12).filter(|&at| at < bytes.len()) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x04;
+            std::fs::write(&file, flipped).unwrap();
+            match read_all_of_copy(&path, place.path()) {
+                Ok(groups) => assert_eq!(groups, whole, "byte {at} of {}", file.display()),
+                Err(Error::Damaged(_)) => told += 1,
+                Err(e) => panic!("byte {at} of {}: {e}", file.display()),
+            }
+            flips += 1;
+        }
+        std::fs::write(&file, bytes).unwrap();
+    }
+    assert!(told >= 24, "only {told} of {flips} flips were told");
+}
+
+fn read_all_of_copy(path: &Path, place: &Path) -> Result<BTreeMap<GroupId, GroupLog>, Error> {
+    let copy = place.join("copy");
+    copy_directory(path, &copy);
+    let read = LogDb::open(&copy).map(|(_, groups)| groups);
+    std::fs::remove_dir_all(&copy).unwrap();
+    read
 }
 
 fn put(db: &Db, key: &[u8], value: &[u8]) {

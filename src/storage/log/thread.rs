@@ -4,7 +4,7 @@
 //! write is as durable as Raft needs; after a failure nothing more is reported, the node is told once, and
 //! every later call answers the fault. Must never report a number whose sync failed, or go on after one did.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -105,7 +105,7 @@ impl LogQueue {
 struct Writer {
     db: Arc<Db>,
     mark: Mark,
-    tails: BTreeMap<GroupId, Tail>,
+    tails: HashMap<GroupId, Tail>,
     /// The buffer in which each row's value is made.
     value: Vec<u8>,
 }
@@ -202,10 +202,7 @@ impl Writer {
             self.tails.remove(&group);
             return Ok(());
         }
-        let mut tail = self.tails.remove(&group).unwrap_or_default();
-        let taken = take_into(&mut tail, write, gathered, &mut self.value);
-        self.tails.insert(group, tail);
-        taken
+        take_into(self.tails.entry(group).or_default(), write, gathered, &mut self.value)
     }
 }
 
