@@ -32,8 +32,9 @@ fn puts(count: usize) -> Vec<Bytes> {
 /// The kv machine, created and otherwise empty.
 fn created() -> (Head, Arc<MemoryView>, Box<dyn Guest>) {
     let engine = Engine::new(EngineSettings::default()).expect("the engine starts");
-    let inspected = inspect(KV, &Limits::default()).expect("the built-in component is sound");
-    let compiled = Compiler::InProcess.compile(&engine, &inspected.component).expect("it compiles");
+    let inspected =
+        inspect(KV, &Limits::default(), &Compiler::InProcess).expect("the built-in component is sound");
+    let compiled = Compiler::InProcess.compile(&inspected.component).expect("it compiles");
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), compiled).expect("the artefact is written");
     let module = Module::load(&engine, file.path(), inspected.world).expect("it loads");

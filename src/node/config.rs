@@ -1,9 +1,11 @@
 //! What a node is told when it is opened.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::storage::state::StateSizes;
 use crate::wasm::compile::CompileLimits;
+use crate::wasm::limits::{QUERY_FUEL, QUERY_TIME};
 use crate::wasm::{Budget, Compiler, EngineSettings, GuestSettings};
 
 /// How a module is compiled.
@@ -58,6 +60,8 @@ pub struct NodeConfig {
     pub input_fuel: u64,
     /// Fuel of one query.
     pub query_fuel: u64,
+    /// Time of one query.
+    pub query_time_ms: u64,
     /// Memory of one instance. Part of the engine's fingerprint: the same on all nodes.
     pub memory_bytes_max: usize,
     /// Memory of the process that compiles a module.
@@ -68,6 +72,8 @@ pub struct NodeConfig {
 
 /// Fuel of a query's first try, which runs on the thread that serves the network: about a millisecond.
 const SHORT_QUERY_FUEL: u64 = 1_000_000;
+/// Time of it, for calls of the host that cost more than their fuel says.
+const SHORT_QUERY_TIME: Duration = Duration::from_millis(10);
 
 impl NodeConfig {
     /// A node called `name` in `data_dir`, with the defaults for all else.
@@ -85,7 +91,8 @@ impl NodeConfig {
             resident_snapshot_entries: 10_000,
             read_wait_ms: 10_000,
             input_fuel: GuestSettings::default().input_fuel,
-            query_fuel: 5_000_000_000,
+            query_fuel: QUERY_FUEL,
+            query_time_ms: QUERY_TIME.as_millis() as u64,
             memory_bytes_max: EngineSettings::default().memory_bytes_max,
             compile_memory_bytes_max: compile.memory_bytes_max,
             compile_seconds_max: compile.seconds_max,
@@ -101,7 +108,7 @@ impl NodeConfig {
     }
 
     pub(super) fn guest_settings(&self) -> GuestSettings {
-        GuestSettings { input_fuel: self.input_fuel }
+        GuestSettings { input_fuel: self.input_fuel, query: self.query_budget(), ..GuestSettings::default() }
     }
 
     pub(super) fn compiler(&self) -> Compiler {
@@ -118,10 +125,10 @@ impl NodeConfig {
     }
 
     pub(super) fn short_query_budget(&self) -> Budget {
-        Budget { fuel: self.query_fuel.min(SHORT_QUERY_FUEL) }
+        Budget::new(self.query_fuel.min(SHORT_QUERY_FUEL), SHORT_QUERY_TIME)
     }
 
     pub(super) fn query_budget(&self) -> Budget {
-        Budget { fuel: self.query_fuel }
+        Budget::new(self.query_fuel, Duration::from_millis(self.query_time_ms))
     }
 }

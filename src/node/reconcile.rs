@@ -98,7 +98,7 @@ fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: Worl
     let seed = *blake3::hash(&record.group.to_be_bytes()).as_bytes();
     let guest = || module.guest(seed, settings);
     let (behavior, queries) = match world {
-        World::Stored => (Behavior::Stored(guest()), Queries::Stored(module.queries(seed, settings))),
+        World::Stored => (Behavior::Stored(guest()), Queries::Stored(module.queries(seed))),
         World::Resident => {
             let saved = inner.stage.snapshots.latest(record.group())?.unwrap_or_default();
             let queries = Queries::Resident(ResidentQueries::new(guest(), saved));

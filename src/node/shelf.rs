@@ -10,7 +10,7 @@ use super::request::World;
 use crate::error::Error;
 use crate::id::Digest;
 use crate::storage::modules::{Artefact, Modules};
-use crate::wasm::{self, Compiler, Engine, Module};
+use crate::wasm::{self, Compiler, Engine, LoadError, Module};
 
 /// The modules of a node, ready to run.
 pub struct Shelf {
@@ -61,14 +61,17 @@ impl Shelf {
                  damaged on the way; push it again"
             )));
         }
-        let limits = wasm::Limits { bytes_max: self.bytes_max, ..wasm::Limits::default() };
-        let inspected = wasm::inspect(&bytes, &limits).map_err(|why| Error::Invalid(why.to_string()))?;
+        let memory_bytes_max = self.engine.settings().memory_bytes_max;
+        let limits = wasm::Limits { bytes_max: self.bytes_max, memory_bytes_max, ..wasm::Limits::default() };
+        let inspected =
+            wasm::inspect(&bytes, &limits, &self.compiler).map_err(|why| Error::Invalid(why.to_string()))?;
         let mut upload = self.files.upload()?;
         upload.write(&inspected.component)?;
         let digest = upload.finish(None)?;
         let taken =
             Taken { digest, bytes: inspected.component.len() as u64, world: world_of(inspected.world) };
-        self.load(digest, taken.world)?;
+        // A module that cannot even be instantiated could never run an input.
+        self.load(digest, taken.world)?.try_instance().map_err(unfit)?;
         Ok(taken)
     }
 
@@ -91,7 +94,15 @@ impl Shelf {
                 self.compile(digest, &bytes)?
             }
         };
-        let module = Arc::new(Module::load(&self.engine, &artefact, wasm_world(world))?);
+        let world = wasm_world(world);
+        let module = match Module::load(&self.engine, &artefact, world) {
+            Err(LoadError::Stale(why)) => {
+                tracing::warn!(%digest, why, "a compiled module cannot be used: it is compiled again");
+                Module::load(&self.engine, &self.compile(digest, &bytes)?, world)
+            }
+            loaded => loaded,
+        };
+        let module = Arc::new(module.map_err(unfit)?);
         self.loaded.lock().insert(digest, module.clone());
         Ok(module)
     }
@@ -99,9 +110,18 @@ impl Shelf {
     fn compile(&self, digest: Digest, bytes: &[u8]) -> Result<std::path::PathBuf, Error> {
         let compiled = self
             .compiler
-            .compile(&self.engine, bytes)
+            .compile(bytes)
             .map_err(|why| Error::Invalid(format!("the module {digest} cannot be compiled: {why}")))?;
         Ok(self.files.store_artefact(digest, self.fingerprint(), &compiled)?)
+    }
+}
+
+/// Why a module was not loaded: the module's fault, or this computer's.
+fn unfit(error: LoadError) -> Error {
+    match error {
+        LoadError::Rejected(why) => Error::Invalid(why),
+        LoadError::Stale(why) => Error::Damaged(why),
+        LoadError::Fault(fault) => Error::Fault(fault),
     }
 }
 

@@ -1,8 +1,11 @@
-//! Compilation in a process of its own: at low priority, with limits on memory and time, because some small
-//! modules take minutes and gigabytes to compile.
+//! Compilation, and all else that hostile bytes could break, in a process of its own: at low priority, with
+//! limits on memory and time, because some small modules take minutes and gigabytes to compile.
 //!
 //! The parent writes the component to the child's standard input and reads the compiled form from its
-//! standard output.
+//! standard output. The component was inspected (`validate`) before; should the compiler fail all the same,
+//! it fails in the child, and it is the upload that is refused.
+//!
+//! Never: a compiled form that the child did not finish, or an error that hides which limit ended it.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -11,11 +14,19 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
+use wit_component::ComponentEncoder;
 
-use super::engine::{Engine, EngineSettings};
+use super::engine;
 
 /// The hidden subcommand under which a program compiles.
 pub const SUBCOMMAND: &str = "compile-module";
+
+/// The tasks of the process: its first argument.
+const COMPILE: &str = "compile";
+const COMPONENTIZE: &str = "componentize";
+
+/// The exit code of a program that panicked.
+const EXIT_PANICKED: i32 = 101;
 
 /// How often the parent looks whether the child has ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -85,28 +96,48 @@ pub enum CompileError {
 
 impl Compiler {
     /// Compiles a validated component. Blocks.
-    pub fn compile(&self, engine: &Engine, component: &[u8]) -> Result<Vec<u8>, CompileError> {
+    pub fn compile(&self, component: &[u8]) -> Result<Vec<u8>, CompileError> {
         match self {
-            Compiler::InProcess => precompile(engine, component),
+            Compiler::InProcess => precompile(component),
             Compiler::Process { program, limits } => {
-                Parent { program, limits: *limits }.run(engine.settings, component)
+                Parent { program, limits: *limits, task: COMPILE }.run(component)
+            }
+        }
+    }
+
+    /// Makes a component of a validated core module that carries component metadata. Blocks.
+    pub fn componentize(&self, module: &[u8]) -> Result<Vec<u8>, CompileError> {
+        match self {
+            Compiler::InProcess => encode(module),
+            Compiler::Process { program, limits } => {
+                Parent { program, limits: *limits, task: COMPONENTIZE }.run(module)
             }
         }
     }
 }
 
-fn precompile(engine: &Engine, component: &[u8]) -> Result<Vec<u8>, CompileError> {
-    engine.engine.precompile_component(component).map_err(|e| CompileError::Refused(format!("{e:#}")))
+/// Machine code for every engine of this version: what an operator may set is not compiled in.
+fn precompile(component: &[u8]) -> Result<Vec<u8>, CompileError> {
+    let refused = |e: String| CompileError::Refused(e);
+    let engine = engine::compiler().map_err(|e| refused(e.to_string()))?;
+    engine.precompile_component(component).map_err(|e| refused(format!("{e:#}")))
+}
+
+/// Makes a component of a core module by the metadata that wit-bindgen left in it.
+fn encode(module: &[u8]) -> Result<Vec<u8>, CompileError> {
+    let encoded = ComponentEncoder::default().validate(false).module(module).and_then(|mut e| e.encode());
+    encoded.map_err(|e| CompileError::Refused(format!("{e:#}")))
 }
 
 struct Parent<'a> {
     program: &'a PathBuf,
     limits: CompileLimits,
+    task: &'static str,
 }
 
 impl Parent<'_> {
-    fn run(&self, settings: EngineSettings, component: &[u8]) -> Result<Vec<u8>, CompileError> {
-        let mut child = self.spawn(settings).map_err(|e| self.cannot(&e))?;
+    fn run(&self, component: &[u8]) -> Result<Vec<u8>, CompileError> {
+        let mut child = self.spawn().map_err(|e| self.cannot(&e))?;
         let mut input = child.stdin.take().expect("stdin was asked for");
         let mut output = child.stdout.take().expect("stdout was asked for");
         let mut complaints = child.stderr.take().expect("stderr was asked for");
@@ -124,11 +155,10 @@ impl Parent<'_> {
         })
     }
 
-    fn spawn(&self, settings: EngineSettings) -> io::Result<Child> {
+    fn spawn(&self) -> io::Result<Child> {
         Command::new(self.program)
             .arg(SUBCOMMAND)
-            .arg(settings.memory_bytes_max.to_string())
-            .arg(settings.instances_max.to_string())
+            .arg(self.task)
             .arg(self.limits.memory_bytes_max.to_string())
             .arg(self.limits.seconds_max.to_string())
             .env_clear()
@@ -164,8 +194,12 @@ impl Parent<'_> {
             }
             (Some(1), _) => Err(CompileError::Refused(said.trim().to_owned())),
             // An allocation that fails aborts the process.
-            (_, Some(signal)) if signal == rustix::process::Signal::ABORT.as_raw() => {
+            _ if said.contains("memory allocation of") => {
                 Err(CompileError::TooMuchMemory { memory_bytes_max: self.limits.memory_bytes_max })
+            }
+            // A panic or a crash: the module brought it about.
+            (Some(EXIT_PANICKED), _) | (_, Some(_)) => {
+                Err(CompileError::Refused(format!("the compiler failed on it ({status}): {}", said.trim())))
             }
             _ => Err(self.cannot(&format!("it ended with {status}: {}", said.trim()))),
         }
@@ -184,17 +218,13 @@ fn read_all(pipe: &mut impl Read) -> io::Result<Vec<u8>> {
 
 /// The child: limits itself, reads a component, writes its compiled form. Returns the exit code.
 ///
-/// `arguments` are those after the subcommand: the engine's memory limit and instances, the limits on memory
-/// and time.
+/// `arguments` are those after the subcommand: the task, and the limits on memory and time.
 pub fn child(arguments: &[String]) -> u8 {
-    let numbers: Option<Vec<u64>> = arguments.iter().map(|argument| argument.parse().ok()).collect();
-    let Some([engine_memory, instances, memory_bytes_max, seconds_max]) = numbers.as_deref() else {
+    let Some((task, limits)) = understand(arguments) else {
         eprintln!("this subcommand is for the program's own use");
         return 2;
     };
-    let settings =
-        EngineSettings { memory_bytes_max: *engine_memory as usize, instances_max: *instances as u32 };
-    match limit_self(*memory_bytes_max, *seconds_max).and_then(|()| compile_stdin(settings)) {
+    match limit_self(limits).and_then(|()| convert_stdin(task)) {
         Ok(()) => 0,
         Err(why) => {
             eprintln!("{why}");
@@ -203,22 +233,42 @@ pub fn child(arguments: &[String]) -> u8 {
     }
 }
 
-fn limit_self(memory_bytes_max: u64, seconds_max: u64) -> Result<(), String> {
-    let limit = |resource, max| {
-        rustix::process::setrlimit(resource, Rlimit { current: Some(max), maximum: Some(max) })
+type Task = fn(&[u8]) -> Result<Vec<u8>, CompileError>;
+
+fn understand(arguments: &[String]) -> Option<(Task, CompileLimits)> {
+    let [task, memory, seconds] = arguments else { return None };
+    let task: Task = match task.as_str() {
+        COMPILE => precompile,
+        COMPONENTIZE => encode,
+        _ => return None,
+    };
+    let limits = CompileLimits { memory_bytes_max: memory.parse().ok()?, seconds_max: seconds.parse().ok()? };
+    Some((task, limits))
+}
+
+fn limit_self(limits: CompileLimits) -> Result<(), String> {
+    let CompileLimits { memory_bytes_max, seconds_max } = limits;
+    let limit = |resource, max, kill| {
+        rustix::process::setrlimit(resource, Rlimit { current: Some(max), maximum: Some(kill) })
             .map_err(|e| format!("cannot limit this process: {e}"))
     };
     // What is reserved but never written does not count as data.
-    limit(Resource::Data, memory_bytes_max)?;
-    limit(Resource::Cpu, seconds_max)?;
-    limit(Resource::Core, 0)?;
+    limit(Resource::Data, memory_bytes_max, memory_bytes_max)?;
+    // The first limit ends it with a signal that tells why; the second is beyond argument.
+    limit(Resource::Cpu, seconds_max, seconds_max + 5)?;
+    limit(Resource::Core, 0, 0)?;
+    // A node that is killed takes its compilers with it.
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|e| format!("cannot tie this process to the node: {e}"))?;
     rustix::process::nice(19).map(drop).map_err(|e| format!("cannot lower the priority of this process: {e}"))
 }
 
-fn compile_stdin(settings: EngineSettings) -> Result<(), String> {
-    let component =
-        read_all(&mut io::stdin().lock()).map_err(|e| format!("cannot read the component: {e}"))?;
-    let engine = Engine::new(settings).map_err(|e| e.to_string())?;
-    let compiled = precompile(&engine, &component).map_err(|e| e.to_string())?;
-    io::stdout().lock().write_all(&compiled).map_err(|e| format!("cannot write the compiled module: {e}"))
+fn convert_stdin(task: Task) -> Result<(), String> {
+    let module = read_all(&mut io::stdin().lock()).map_err(|e| format!("cannot read the module: {e}"))?;
+    let converted = task(&module).map_err(|e| e.to_string())?;
+    io::stdout().lock().write_all(&converted).map_err(|e| format!("cannot write the compiled module: {e}"))
 }
+
+#[cfg(test)]
+mod tests;

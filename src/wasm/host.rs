@@ -1,170 +1,194 @@
-//! The functions of the contract that guests import: each charges fuel, then asks the frame.
+//! The imports of the contract: each charges fuel for the call and its bytes, then asks the frame.
 //!
-//! Fuel is charged by the number of calls and by the bytes that cross, so that a guest that only calls the
-//! host ends too. The prices are part of the engine's fingerprint.
+//! Promises: nothing is decided here; limits and meaning are the frame's. A function that fails traps, and
+//! the heart rolls its input back.
 
-use bytes::Bytes;
-use wasmtime::component::{Linker, LinkerInstance};
-use wasmtime::{AsContextMut, StoreContextMut};
+use wasmtime::Result;
+use wasmtime::component::{Linker, WasmList};
 
-use super::contract::{EventKind, Failure, Level, Pair};
-use super::instance::Data;
-use super::validate::World;
-use crate::machine::event;
-use crate::machine::frame::{CallError, Frame};
+use super::bindings::{Failure, Kind, Level, Pair};
+use super::data::{Caller, Data, charge, charge_call};
+use super::limits::{BYTE_FUEL, ITEM_FUEL};
+use crate::machine::event::EventKind;
+use crate::machine::frame::{LeaseFailure, LogLevel};
 use crate::machine::view::Direction;
 
-/// Fuel for each call.
-const CALL_FUEL: u64 = 500;
-/// Fuel for each call that reads or writes the store.
-const STORE_CALL_FUEL: u64 = 2_000;
-/// Fuel for each 16 bytes that cross.
-const FUEL_PER_16_BYTES: u64 = 4;
-/// Fuel for each pair that a scan returns.
-const PAIR_FUEL: u64 = 500;
-
-/// A guest's call, as wasmtime hands it to the host.
-type Caller<'a> = StoreContextMut<'a, Data>;
-type Result<T> = wasmtime::Result<T>;
-/// The answer of lease calls.
-type Leased<T> = std::result::Result<T, Failure>;
-
-/// Adds what `world` imports.
-pub fn link(linker: &mut Linker<Data>, world: World) -> Result<()> {
-    events(&mut linker.instance("statehouse:machine/events@0.1.0")?)?;
-    leases(&mut linker.instance("statehouse:machine/leases@0.1.0")?)?;
-    log(&mut linker.instance("statehouse:machine/log@0.1.0")?)?;
-    match world {
-        World::Stored => store(&mut linker.instance("statehouse:machine/store@0.1.0")?),
-        World::Resident => snapshot(&mut linker.instance("statehouse:machine/snapshot-stream@0.1.0")?),
-    }
+/// Links the imports that both worlds have.
+pub fn link_host(linker: &mut Linker<Data>) -> Result<()> {
+    link_events(linker)?;
+    link_leases(linker)?;
+    link_log(linker)
 }
 
-fn store(linker: &mut LinkerInstance<Data>) -> Result<()> {
-    linker.func_wrap("get", |mut cx: Caller, (key,): (Vec<u8>,)| {
-        charge(&mut cx, STORE_CALL_FUEL, key.len())?;
-        let value = on_frame(&mut cx, |frame| frame.get(&key))?;
-        charge(&mut cx, 0, value.as_ref().map_or(0, Bytes::len))?;
-        Ok((value.map(Vec::from),))
+/// Links what only the world `stored` has.
+pub fn link_store(linker: &mut Linker<Data>) -> Result<()> {
+    let mut store = linker.instance("statehouse:machine/store@0.1.0")?;
+    store.func_wrap("get", |caller: Caller, (key,): (WasmList<u8>,)| get(caller, &key))?;
+    store.func_wrap("get-many", |caller: Caller, (keys,): (Vec<Vec<u8>>,)| get_many(caller, &keys))?;
+    store.func_wrap("set", |mut caller: Caller, (key, value): (Vec<u8>, Vec<u8>)| {
+        charge_call(&mut caller, key.len() + value.len())?;
+        let data = caller.data_mut();
+        let done = data.frame()?.set(key, value);
+        data.trap(done)
     })?;
-    linker.func_wrap("get-many", |mut cx: Caller, (keys,): (Vec<Vec<u8>>,)| {
-        let bytes = keys.iter().map(Vec::len).sum();
-        charge(&mut cx, STORE_CALL_FUEL * (1 + keys.len() as u64), bytes)?;
-        let values = on_frame(&mut cx, |frame| frame.get_many(&keys))?;
-        charge(&mut cx, 0, values.iter().flatten().map(Bytes::len).sum())?;
-        Ok((values.into_iter().map(|value| value.map(Vec::from)).collect::<Vec<_>>(),))
+    store.func_wrap("delete", |mut caller: Caller, (key,): (Vec<u8>,)| {
+        charge_call(&mut caller, key.len())?;
+        let data = caller.data_mut();
+        let done = data.frame()?.delete(key);
+        data.trap(done)
     })?;
-    linker.func_wrap("set", |mut cx: Caller, (key, value): (Vec<u8>, Vec<u8>)| {
-        charge(&mut cx, STORE_CALL_FUEL, key.len() + value.len())?;
-        on_frame(&mut cx, |frame| frame.set(key, value))
+    store.func_wrap("delete-span", |caller: Caller, (start, end): (Vec<u8>, Option<Vec<u8>>)| {
+        delete_span(caller, &start, end.as_deref())
     })?;
-    linker.func_wrap("delete", |mut cx: Caller, (key,): (Vec<u8>,)| {
-        charge(&mut cx, STORE_CALL_FUEL, key.len())?;
-        on_frame(&mut cx, |frame| frame.delete(key))
-    })?;
-    linker.func_wrap("delete-span", |mut cx: Caller, (start, end): (Vec<u8>, Option<Vec<u8>>)| {
-        charge(&mut cx, STORE_CALL_FUEL, start.len())?;
-        let deleted = on_frame(&mut cx, |frame| frame.delete_span(&start, end.as_deref()))?;
-        charge(&mut cx, PAIR_FUEL * deleted, 0)
-    })?;
-    linker.func_wrap(
-        "scan",
-        |mut cx: Caller, (start, end, limit, backward): (Vec<u8>, Option<Vec<u8>>, u32, bool)| {
-            charge(&mut cx, STORE_CALL_FUEL, start.len())?;
-            let direction = if backward { Direction::Backward } else { Direction::Forward };
-            let pairs = on_frame(&mut cx, |frame| frame.scan(&start, end.as_deref(), limit, direction))?;
-            let bytes = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
-            charge(&mut cx, PAIR_FUEL * pairs.len() as u64, bytes)?;
-            Ok((pairs.into_iter().map(|(key, value)| Pair { key, value }).collect::<Vec<_>>(),))
-        },
-    )
-}
-
-fn events(linker: &mut LinkerInstance<Data>) -> Result<()> {
-    linker.func_wrap("emit", |mut cx: Caller, (kind, key, value): (EventKind, Vec<u8>, Vec<u8>)| {
-        charge(&mut cx, CALL_FUEL, key.len() + value.len())?;
-        let kind = match kind {
-            EventKind::Put => event::EventKind::Put,
-            EventKind::Delete => event::EventKind::Delete,
-        };
-        on_frame(&mut cx, |frame| frame.emit(kind, key, value))
+    type Scan = (Vec<u8>, Option<Vec<u8>>, u32, bool);
+    store.func_wrap("scan", |caller: Caller, (start, end, limit, backward): Scan| {
+        let direction = if backward { Direction::Backward } else { Direction::Forward };
+        scan(caller, &start, end.as_deref(), limit, direction)
     })
 }
 
-fn leases(linker: &mut LinkerInstance<Data>) -> Result<()> {
-    linker.func_wrap("grant", |mut cx: Caller, (ttl_ms,): (u64,)| {
-        charge(&mut cx, STORE_CALL_FUEL, 0)?;
-        let granted: Leased<u64> = on_frame(&mut cx, |frame| frame.grant(ttl_ms))?.map_err(Failure::from);
-        Ok((granted,))
+/// Links what only the world `resident` has.
+pub fn link_snapshot_stream(linker: &mut Linker<Data>) -> Result<()> {
+    let mut stream = linker.instance("statehouse:machine/snapshot-stream@0.1.0")?;
+    stream.func_wrap("write", |mut caller: Caller, (chunk,): (Vec<u8>,)| {
+        charge_call(&mut caller, chunk.len())?;
+        let data = caller.data_mut();
+        let done = data.frame()?.write_chunk(&chunk);
+        data.trap(done)
     })?;
-    linker.func_wrap("revoke", |mut cx: Caller, (lease,): (u64,)| {
-        charge(&mut cx, STORE_CALL_FUEL, 0)?;
-        let revoked: Leased<()> = on_frame(&mut cx, |frame| frame.revoke(lease))?.map_err(Failure::from);
-        Ok((revoked,))
-    })?;
-    linker.func_wrap("attach", |mut cx: Caller, (lease, key): (u64, Vec<u8>)| {
-        charge(&mut cx, STORE_CALL_FUEL, key.len())?;
-        let attached: Leased<()> =
-            on_frame(&mut cx, |frame| frame.attach(lease, &key))?.map_err(Failure::from);
-        Ok((attached,))
-    })?;
-    linker.func_wrap("detach", |mut cx: Caller, (key,): (Vec<u8>,)| {
-        charge(&mut cx, STORE_CALL_FUEL, key.len())?;
-        on_frame(&mut cx, |frame| frame.detach(&key))
-    })?;
-    linker.func_wrap("remaining", |mut cx: Caller, (lease,): (u64,)| {
-        charge(&mut cx, STORE_CALL_FUEL, 0)?;
-        let left: Leased<u64> = on_frame(&mut cx, |frame| frame.remaining(lease))?.map_err(Failure::from);
-        Ok((left,))
-    })
-}
-
-fn log(linker: &mut LinkerInstance<Data>) -> Result<()> {
-    linker.func_wrap("write", |mut cx: Caller, (level, message): (Level, String)| {
-        charge(&mut cx, CALL_FUEL, message.len())?;
-        on_frame(&mut cx, |frame| frame.log(level.into(), message))
-    })
-}
-
-fn snapshot(linker: &mut LinkerInstance<Data>) -> Result<()> {
-    linker.func_wrap("write", |mut cx: Caller, (chunk,): (Vec<u8>,)| {
-        charge(&mut cx, CALL_FUEL, chunk.len())?;
-        on_frame(&mut cx, |frame| frame.write_chunk(&chunk))
-    })?;
-    linker.func_wrap("read", |mut cx: Caller, (limit,): (u32,)| {
-        let chunk = on_frame(&mut cx, |frame| frame.read_chunk(limit))?;
-        charge(&mut cx, CALL_FUEL, chunk.len())?;
+    stream.func_wrap("read", |mut caller: Caller, (limit,): (u32,)| {
+        charge_call(&mut caller, 0)?;
+        let data = caller.data_mut();
+        let chunk = data.frame()?.read_chunk(limit);
+        let chunk = data.trap(chunk)?;
+        charge(&mut caller, chunk.len() as u64 * BYTE_FUEL)?;
         Ok((chunk,))
     })
 }
 
-/// Takes fuel for a call; out of fuel, the guest ends as it does when it runs out by itself.
-pub fn charge(cx: &mut Caller, call_fuel: u64, bytes: usize) -> Result<()> {
-    let price = call_fuel + bytes as u64 / 16 * FUEL_PER_16_BYTES;
-    let mut store = cx.as_context_mut();
-    match store.get_fuel()?.checked_sub(price) {
-        Some(left) => store.set_fuel(left),
-        None => {
-            store.set_fuel(0)?;
-            Err(wasmtime::Trap::OutOfFuel.into())
+fn get(mut caller: Caller, key: &WasmList<u8>) -> Result<(Option<Vec<u8>>,)> {
+    charge_call(&mut caller, key.len())?;
+    // The key is read where it lies in the guest's memory; a value that came from the disk moves without a
+    // copy.
+    let found = match &caller.data().frame {
+        Some(frame) => frame.get(key.as_le_slice(&caller)),
+        None => return caller.data_mut().frame().map(|_| (None,)),
+    };
+    let value = caller.data_mut().trap(found)?.map(Vec::from);
+    charge(&mut caller, value.as_ref().map_or(0, Vec::len) as u64 * BYTE_FUEL)?;
+    Ok((value,))
+}
+
+fn get_many(mut caller: Caller, keys: &[Vec<u8>]) -> Result<(Vec<Option<Vec<u8>>>,)> {
+    charge_call(&mut caller, keys.iter().map(Vec::len).sum())?;
+    charge(&mut caller, keys.len() as u64 * ITEM_FUEL)?;
+    let data = caller.data_mut();
+    let found = data.frame()?.get_many(keys);
+    let found = data.trap(found)?;
+    let values: Vec<Option<Vec<u8>>> = found.into_iter().map(|value| value.map(Vec::from)).collect();
+    let bytes: usize = values.iter().flatten().map(Vec::len).sum();
+    charge(&mut caller, bytes as u64 * BYTE_FUEL)?;
+    Ok((values,))
+}
+
+fn delete_span(mut caller: Caller, start: &[u8], end: Option<&[u8]>) -> Result<()> {
+    charge_call(&mut caller, start.len() + end.map_or(0, <[u8]>::len))?;
+    let data = caller.data_mut();
+    let deleted = data.frame()?.delete_span(start, end);
+    let deleted = data.trap(deleted)?;
+    charge(&mut caller, deleted * ITEM_FUEL)
+}
+
+fn scan(
+    mut caller: Caller,
+    start: &[u8],
+    end: Option<&[u8]>,
+    limit: u32,
+    direction: Direction,
+) -> Result<(Vec<Pair>,)> {
+    charge_call(&mut caller, start.len() + end.map_or(0, <[u8]>::len))?;
+    let data = caller.data_mut();
+    let found = data.frame()?.scan(start, end, limit, direction);
+    let found = data.trap(found)?;
+    let bytes: usize = found.iter().map(|(key, value)| key.len() + value.len()).sum();
+    charge(&mut caller, found.len() as u64 * ITEM_FUEL + bytes as u64 * BYTE_FUEL)?;
+    Ok((found.into_iter().map(|(key, value)| Pair { key, value }).collect(),))
+}
+
+fn link_events(linker: &mut Linker<Data>) -> Result<()> {
+    let mut events = linker.instance("statehouse:machine/events@0.1.0")?;
+    events.func_wrap("emit", |mut caller: Caller, (kind, key, value): (Kind, Vec<u8>, Vec<u8>)| {
+        charge_call(&mut caller, key.len() + value.len())?;
+        let kind = match kind {
+            Kind::Put => EventKind::Put,
+            Kind::Delete => EventKind::Delete,
+        };
+        let data = caller.data_mut();
+        let done = data.frame()?.emit(kind, key, value);
+        data.trap(done)
+    })
+}
+
+fn link_leases(linker: &mut Linker<Data>) -> Result<()> {
+    let mut leases = linker.instance("statehouse:machine/leases@0.1.0")?;
+    leases.func_wrap("grant", |mut caller: Caller, (ttl_ms,): (u64,)| {
+        charge_call(&mut caller, 0)?;
+        let data = caller.data_mut();
+        let granted = data.frame()?.grant(ttl_ms);
+        Ok((data.trap(granted)?.map_err(Failure::from),))
+    })?;
+    leases.func_wrap("revoke", |mut caller: Caller, (lease,): (u64,)| {
+        charge_call(&mut caller, 0)?;
+        let data = caller.data_mut();
+        let revoked = data.frame()?.revoke(lease);
+        Ok((data.trap(revoked)?.map_err(Failure::from),))
+    })?;
+    leases.func_wrap("attach", |mut caller: Caller, (lease, key): (u64, Vec<u8>)| {
+        charge_call(&mut caller, key.len())?;
+        let data = caller.data_mut();
+        let attached = data.frame()?.attach(lease, &key);
+        Ok((data.trap(attached)?.map_err(Failure::from),))
+    })?;
+    leases.func_wrap("detach", |mut caller: Caller, (key,): (Vec<u8>,)| {
+        charge_call(&mut caller, key.len())?;
+        let data = caller.data_mut();
+        let done = data.frame()?.detach(&key);
+        data.trap(done)
+    })?;
+    leases.func_wrap("remaining", |mut caller: Caller, (lease,): (u64,)| {
+        charge_call(&mut caller, 0)?;
+        let data = caller.data_mut();
+        let remaining = data.frame()?.remaining(lease);
+        Ok((data.trap(remaining)?.map_err(Failure::from),))
+    })
+}
+
+fn link_log(linker: &mut Linker<Data>) -> Result<()> {
+    let mut log = linker.instance("statehouse:machine/log@0.1.0")?;
+    log.func_wrap("write", |mut caller: Caller, (level, message): (Level, String)| {
+        charge_call(&mut caller, message.len())?;
+        let data = caller.data_mut();
+        let done = data.frame()?.log(level.into(), message);
+        data.trap(done)
+    })
+}
+
+impl From<LeaseFailure> for Failure {
+    fn from(failure: LeaseFailure) -> Failure {
+        match failure {
+            LeaseFailure::UnknownLease => Failure::UnknownLease,
+            LeaseFailure::TooMany => Failure::TooMany,
         }
     }
 }
 
-/// Calls the frame; a limit becomes a trap, and so does a fault, which is kept for who called the guest.
-pub fn on_frame<T>(
-    cx: &mut Caller,
-    call: impl FnOnce(&mut Frame) -> std::result::Result<T, CallError>,
-) -> Result<T> {
-    let data = cx.data_mut();
-    let Some(frame) = &mut data.frame else {
-        return Err(wasmtime::Error::msg("a call of the host while the instance is being made"));
-    };
-    call(frame).map_err(|error| match error {
-        CallError::Limit(what) => wasmtime::Error::msg(what),
-        CallError::Fault(fault) => {
-            data.fault = Some(fault);
-            wasmtime::Error::msg("this computer failed")
+impl From<Level> for LogLevel {
+    fn from(level: Level) -> LogLevel {
+        match level {
+            Level::Debug => LogLevel::Debug,
+            Level::Info => LogLevel::Info,
+            Level::Warn => LogLevel::Warn,
+            Level::Error => LogLevel::Error,
         }
-    })
+    }
 }

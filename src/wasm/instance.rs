@@ -1,321 +1,400 @@
-//! One instance of a component: a wasmtime `Store` of its own, a budget for every call.
+//! Instances: one wasmtime store each, and the calls into it.
 //!
-//! Promises: the frame always comes back, whatever the guest does; a result counts only after the guest's own
-//! clean-up has ended; no text of this computer gets further than this node's log.
+//! Promises: the frame goes in with a call and comes out with what the guest did, however the call ended. A
+//! result counts only after the guest's own clean-up (post-return) has ended. An instance that trapped is
+//! never called again. Text in an ending is for this node's log; the heart turns endings into fixed codes.
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use wasmtime::component::TypedFunc;
-use wasmtime::{ResourceLimiter, Store, Trap};
+use wasmtime::{Store, Trap};
 
-use super::contract::{Context, Input, Refusal, View};
-use super::engine::TABLE_ELEMENTS_MAX;
-use super::module::Module;
+use super::bindings::{resident, stored};
+use super::data::Data;
+use super::engine::EPOCH_MS;
+use super::limits::{
+    HANDLES_MAX, HOSTCALL_BYTES_MAX, INPUT_FUEL, INSTANTIATION_FUEL, Limiter, Place, QUERY_FUEL, QUERY_TIME,
+};
+use super::module::{Exports, Module};
+use super::wasi::{Occasion, Wasi};
 use crate::error::Fault;
 use crate::machine::frame::Frame;
 use crate::machine::frame::limits::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
-use crate::machine::guest::{self, Ending, Guest, Instance, QueryView};
-use crate::machine::outcome;
+use crate::machine::guest::{Ending, Guest, Input, Instance, QueryView};
+use crate::machine::outcome::{Context, Refusal};
 
-/// Fuel for making an instance, its start function included. Fixed, because instances are made ahead of their
-/// batch.
-const INSTANTIATE_FUEL: u64 = 200_000_000;
+use stored::statehouse::machine::types as wit;
 
-/// Fuel for a save or restore, which the contract bounds by time: about the time that this much fuel takes.
-const SNAPSHOT_FUEL: u64 = 300_000_000_000;
+/// A deadline that no epoch reaches: for inputs, which only fuel may end, because replicas share fuel and not
+/// time.
+const NO_DEADLINE: u64 = 1 << 62;
 
-/// What an operator may choose for all guests.
+/// What one call may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Fuel: about one a wasm instruction, some hundreds a host call.
+    pub fuel: u64,
+    /// Epochs of [`EPOCH_MS`] until the call is stopped.
+    pub epoch_ticks: u64,
+}
+
+impl Budget {
+    /// For a call that is bounded in fuel and in time, whichever ends first.
+    pub fn new(fuel: u64, time: Duration) -> Budget {
+        let ticks = time.as_millis() as u64 / EPOCH_MS;
+        // The epoch under way may end at once, so it does not count.
+        Budget { fuel, epoch_ticks: ticks.clamp(1, NO_DEADLINE - 1) + 1 }
+    }
+
+    /// For a call that is only bounded in time.
+    pub fn of_time(limit: Duration) -> Budget {
+        Budget::new(u64::MAX, limit)
+    }
+}
+
+/// What a machine may set for its instances. The same on every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestSettings {
-    /// Fuel for each input. A guest burns about one unit for each instruction.
+    /// Fuel of one input.
     pub input_fuel: u64,
+    /// Of a query that runs in a machine's instance (a resident machine's reader).
+    pub query: Budget,
+    /// Time for one save or restore.
+    pub snapshot: Duration,
 }
 
 impl Default for GuestSettings {
     fn default() -> GuestSettings {
-        GuestSettings { input_fuel: 1_000_000_000 }
-    }
-}
-
-/// What the host's functions find in the store.
-pub struct Data {
-    /// The call's frame; none while the instance is being made.
-    pub frame: Option<Frame>,
-    /// The fault that a host call met.
-    pub fault: Option<Fault>,
-    /// What the small part of WASI is answered from.
-    pub world: Surroundings,
-    memory_bytes_max: usize,
-}
-
-/// What a guest can learn of the time and of chance: the same on every replica.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Surroundings {
-    /// The log's clock in milliseconds.
-    pub time_ms: u64,
-    /// Where the stream of random bytes of this call begins.
-    pub seed: [u8; 32],
-    /// How far the stream was read.
-    pub random_position: u64,
-}
-
-impl ResourceLimiter for Data {
-    fn memory_growing(&mut self, _now: usize, desired: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= self.memory_bytes_max)
-    }
-
-    fn table_growing(&mut self, _now: usize, desired: usize, _max: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS_MAX)
-    }
-}
-
-type Answer = (Result<Vec<u8>, Refusal>,);
-type Done = (Result<(), String>,);
-
-/// The functions that a resident machine exports besides.
-struct SnapshotFuncs {
-    save: TypedFunc<(), Done>,
-    restore: TypedFunc<(), Done>,
-}
-
-/// A live instance.
-pub struct Live {
-    store: Store<Data>,
-    apply: TypedFunc<(Context, Input), Answer>,
-    query: TypedFunc<(View, Vec<u8>), Answer>,
-    snapshot: Option<SnapshotFuncs>,
-    input_fuel: u64,
-    budget_factor: u64,
-    machine_seed: [u8; 32],
-}
-
-/// Makes a live instance, or says why the guest does not let itself be made.
-pub fn make(module: &Module, seed: [u8; 32], settings: GuestSettings) -> Result<Result<Live, Ending>, Fault> {
-    let data = Data {
-        frame: None,
-        fault: None,
-        world: Surroundings::default(),
-        memory_bytes_max: module.memory_bytes_max,
-    };
-    let mut store = Store::new(module.pre.component().engine(), data);
-    store.limiter(|data| data);
-    // Host calls copy at most what the contract allows in one value, many times over.
-    store.set_hostcall_fuel(64 << 20);
-    let fuel = |store: &mut Store<Data>, fuel| {
-        store.set_fuel(fuel).map_err(|e| Fault::new(format!("fuel is not on in this engine: {e:#}")))
-    };
-    fuel(&mut store, INSTANTIATE_FUEL)?;
-    let instance = match module.pre.instantiate(&mut store) {
-        Ok(instance) => instance,
-        Err(error) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
-            return Err(Fault::new(format!("as many instances as this node allows are running: {error:#}")));
-        }
-        Err(error) => return Ok(Err(ending_of(&error))),
-    };
-    let typed = |e: wasmtime::Error| Fault::new(format!("an export is not of the contract's type: {e:#}"));
-    let exports = &module.exports;
-    let apply = instance.get_typed_func(&mut store, exports.apply).map_err(typed)?;
-    let query = instance.get_typed_func(&mut store, exports.query).map_err(typed)?;
-    let snapshot = match exports.snapshot {
-        Some((save, restore)) => Some(SnapshotFuncs {
-            save: instance.get_typed_func(&mut store, save).map_err(typed)?,
-            restore: instance.get_typed_func(&mut store, restore).map_err(typed)?,
-        }),
-        None => None,
-    };
-    Ok(Ok(Live {
-        store,
-        apply,
-        query,
-        snapshot,
-        input_fuel: settings.input_fuel,
-        budget_factor: 1,
-        machine_seed: seed,
-    }))
-}
-
-impl Live {
-    /// Runs one query with `fuel`.
-    pub fn query_with(
-        &mut self,
-        frame: Frame,
-        view: QueryView,
-        request: &[u8],
-        fuel: u64,
-    ) -> (Frame, Ending) {
-        self.surround(view.time, view.index, u32::MAX);
-        let query = self.query;
-        self.call(frame, fuel, |store| query.call(store, (view.into(), request.to_vec())).map(answer_of))
-    }
-
-    /// Sets what the guest can learn of time and chance in the call that follows.
-    fn surround(&mut self, time_ms: u64, index: u64, offset: u32) {
-        let mut hasher = blake3::Hasher::new_keyed(&self.machine_seed);
-        hasher.update(&index.to_be_bytes()).update(&offset.to_be_bytes());
-        let seed = *hasher.finalize().as_bytes();
-        self.store.data_mut().world = Surroundings { time_ms, seed, random_position: 0 };
-    }
-
-    fn call(
-        &mut self,
-        frame: Frame,
-        fuel: u64,
-        run: impl FnOnce(&mut Store<Data>) -> wasmtime::Result<Ending>,
-    ) -> (Frame, Ending) {
-        self.store.data_mut().frame = Some(frame);
-        let ran = match self.store.set_fuel(fuel) {
-            Ok(()) => run(&mut self.store),
-            Err(error) => Err(error),
-        };
-        let data = self.store.data_mut();
-        let frame = data.frame.take().expect("host functions borrow the frame and leave it in its place");
-        let ending = match (data.fault.take(), ran) {
-            (Some(fault), _) => Ending::Fault(fault),
-            (None, Ok(ending)) => ending,
-            (None, Err(error)) => ending_of(&error),
-        };
-        (frame, ending)
-    }
-}
-
-impl Instance for Live {
-    fn apply(&mut self, frame: Frame, context: outcome::Context, input: &guest::Input) -> (Frame, Ending) {
-        self.surround(context.time, context.index, context.offset);
-        let (apply, fuel) = (self.apply, self.input_fuel.saturating_mul(self.budget_factor));
-        self.call(frame, fuel, |store| apply.call(store, (context.into(), input.into())).map(answer_of))
-    }
-
-    fn scale_budget(&mut self, factor: u32) {
-        self.budget_factor = u64::from(factor);
-    }
-
-    fn query(&mut self, frame: Frame, view: QueryView, request: &[u8]) -> (Frame, Ending) {
-        self.query_with(frame, view, request, self.input_fuel)
-    }
-
-    fn save(&mut self, frame: Frame) -> (Frame, Ending) {
-        match self.snapshot.as_ref().map(|snapshot| snapshot.save) {
-            Some(save) => self.call(frame, SNAPSHOT_FUEL, |store| save.call(store, ()).map(done_of)),
-            None => (frame, Ending::Trapped("a stored machine does not save its state".into())),
-        }
-    }
-
-    fn restore(&mut self, frame: Frame) -> (Frame, Ending) {
-        match self.snapshot.as_ref().map(|snapshot| snapshot.restore) {
-            Some(restore) => self.call(frame, SNAPSHOT_FUEL, |store| restore.call(store, ()).map(done_of)),
-            None => (frame, Ending::Trapped("a stored machine does not restore its state".into())),
+        GuestSettings {
+            input_fuel: INPUT_FUEL,
+            query: Budget::new(QUERY_FUEL, QUERY_TIME),
+            snapshot: Duration::from_secs(60),
         }
     }
 }
 
-fn answer_of((answer,): Answer) -> Ending {
-    match answer {
-        Ok(answer) if answer.len() > ANSWER_BYTES_MAX => {
-            Ending::Trapped(format!("an answer of {} bytes, at most {ANSWER_BYTES_MAX}", answer.len()))
-        }
-        Ok(answer) => Ending::Answer(Bytes::from(answer)),
-        Err(refusal) if refusal.code == 0 => {
-            let said: String = refusal.message.chars().take(200).collect();
-            Ending::Trapped(format!("a refusal with code 0: {said}"))
-        }
-        Err(refusal) if refusal.message.len() > REFUSAL_BYTES_MAX => Ending::Trapped(format!(
-            "a refusal of {} bytes, at most {REFUSAL_BYTES_MAX}",
-            refusal.message.len()
-        )),
-        Err(Refusal { code, message }) => Ending::Refused(outcome::Refusal { code, message }),
-    }
-}
-
-fn done_of((done,): Done) -> Ending {
-    match done {
-        Ok(()) => Ending::Answer(Bytes::new()),
-        Err(message) => Ending::Refused(outcome::Refusal { code: 0, message }),
-    }
-}
-
-fn ending_of(error: &wasmtime::Error) -> Ending {
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::OutOfFuel) => Ending::Exhausted("out of fuel".into()),
-        Some(trap) => Ending::Trapped(trap.to_string()),
-        None => Ending::Trapped(error.root_cause().to_string()),
-    }
-}
-
-/// Makes a machine's instances, the next one ahead of its batch.
-pub struct ModuleGuest {
+/// The component of one machine, from which its instances are made.
+pub struct WasmGuest {
     module: Module,
     seed: [u8; 32],
     settings: GuestSettings,
-    prepared: Option<Box<dyn Instance>>,
+    /// Made ahead of its batch.
+    prepared: Option<(Live, Place)>,
 }
 
-impl ModuleGuest {
-    /// A maker of instances of `module`. `seed` begins the machine's streams of random bytes.
-    pub fn new(module: Module, seed: [u8; 32], settings: GuestSettings) -> ModuleGuest {
-        ModuleGuest { module, seed, settings, prepared: None }
+impl WasmGuest {
+    pub(super) fn new(module: Module, seed: [u8; 32], settings: GuestSettings) -> WasmGuest {
+        WasmGuest { module, seed, settings, prepared: None }
     }
 
-    fn make(&self) -> Result<Box<dyn Instance>, Fault> {
-        Ok(match make(&self.module, self.seed, self.settings)? {
-            Ok(live) => Box::new(live),
-            Err(ending) => Box::new(Stillborn { why: why(&ending) }),
+    /// A fresh instance, by its own type.
+    pub fn fresh(&mut self) -> Result<WasmInstance, Fault> {
+        let live = match self.prepared.take() {
+            Some((live, _)) => live,
+            None => self.make()?,
+        };
+        Ok(WasmInstance { live, settings: self.settings, factor: 1 })
+    }
+
+    fn make(&self) -> Result<Live, Fault> {
+        let memory_bytes_max = self.module.engine().settings().memory_bytes_max;
+        Live::make(&self.module, self.seed, memory_bytes_max)
+    }
+}
+
+impl Guest for WasmGuest {
+    fn instance(&mut self) -> Result<Box<dyn Instance>, Fault> {
+        Ok(Box::new(self.fresh()?))
+    }
+
+    /// Does nothing if the node has as many prepared instances as it may, or cannot make one now: the next
+    /// batch makes its own and reports what fails.
+    fn prepare(&mut self) {
+        if self.prepared.is_some() {
+            return;
+        }
+        if let Some(place) = self.module.engine().prepared().take()
+            && let Ok(live) = self.make()
+        {
+            self.prepared = Some((live, place));
+        }
+    }
+}
+
+/// One instance of a machine's component.
+pub struct WasmInstance {
+    live: Live,
+    settings: GuestSettings,
+    factor: u32,
+}
+
+impl WasmInstance {
+    /// Fuel that the last call used: equal on every replica for the same calls into a fresh instance.
+    pub fn fuel_used(&self) -> u64 {
+        self.live.fuel_used
+    }
+}
+
+impl Instance for WasmInstance {
+    fn apply(&mut self, frame: Frame, context: Context, input: &Input) -> (Frame, Ending) {
+        let fuel = self.settings.input_fuel.saturating_mul(self.factor.into());
+        let budget = Budget { fuel, epoch_ticks: NO_DEADLINE };
+        self.live.apply(frame, context, input, budget)
+    }
+
+    fn scale_budget(&mut self, factor: u32) {
+        self.factor = factor;
+    }
+
+    fn query(&mut self, frame: Frame, view: QueryView, request: &[u8]) -> (Frame, Ending) {
+        self.live.query(frame, view, request, self.settings.query)
+    }
+
+    fn save(&mut self, frame: Frame) -> (Frame, Ending) {
+        self.live.snapshot(frame, Budget::of_time(self.settings.snapshot), |exports, store| {
+            exports.statehouse_machine_snapshot().call_save(store)
+        })
+    }
+
+    fn restore(&mut self, frame: Frame) -> (Frame, Ending) {
+        self.live.snapshot(frame, Budget::of_time(self.settings.snapshot), |exports, store| {
+            exports.statehouse_machine_snapshot().call_restore(store)
         })
     }
 }
 
-impl Guest for ModuleGuest {
-    fn instance(&mut self) -> Result<Box<dyn Instance>, Fault> {
-        match self.prepared.take() {
-            Some(instance) => Ok(instance),
-            None => self.make(),
+/// A store and the exports of the instance in it.
+pub(super) struct Live {
+    store: Store<Data>,
+    exports: Exported,
+    fuel_used: u64,
+}
+
+/// What can be called.
+enum Exported {
+    Stored(stored::Stored),
+    Resident(resident::Resident),
+    /// The component trapped while the instance was made, which is the same on every replica: every call
+    /// traps.
+    Broken(String),
+    /// A call trapped.
+    Dead,
+}
+
+/// What a call into `behavior` gives back.
+type Returned = Result<Vec<u8>, wit::Refusal>;
+
+impl Live {
+    /// Makes an instance within its own fixed budget.
+    pub fn make(module: &Module, seed: [u8; 32], memory_bytes_max: usize) -> Result<Live, Fault> {
+        let limiter = Limiter::new(memory_bytes_max);
+        let data = Data { frame: None, limiter, wasi: Wasi::new(seed), fault: None };
+        let mut store = Store::new(module.engine().wasmtime(), data);
+        store.limiter(|data| &mut data.limiter);
+        store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
+        store.set_max_component_handles(HANDLES_MAX);
+        set_budget(&mut store, Budget { fuel: INSTANTIATION_FUEL, epoch_ticks: NO_DEADLINE });
+        let made = match module.exports() {
+            Exports::Stored(pre) => pre.instantiate(&mut store).map(Exported::Stored),
+            Exports::Resident(pre) => pre.instantiate(&mut store).map(Exported::Resident),
+        };
+        let exports = match made {
+            Ok(exports) => exports,
+            Err(error) => match ending_of(&error, store.data_mut()) {
+                Ending::Fault(fault) => return Err(fault),
+                Ending::Trapped(why) | Ending::Exhausted(why) => {
+                    Exported::Broken(format!("the component cannot be instantiated: {why}"))
+                }
+                Ending::Answer(_) | Ending::Refused(_) => Exported::Dead,
+            },
+        };
+        Ok(Live { store, exports, fuel_used: 0 })
+    }
+
+    /// Why no call can succeed, if the component trapped while the instance was made.
+    pub fn broken(&self) -> Option<&str> {
+        match &self.exports {
+            Exported::Broken(why) => Some(why),
+            _ => None,
         }
     }
 
-    fn prepare(&mut self) {
-        if self.prepared.is_none() {
-            // A fault is met again, and told, when the instance is needed.
-            self.prepared = self.make().ok();
+    /// One input.
+    pub fn apply(
+        &mut self,
+        frame: Frame,
+        context: Context,
+        input: &Input,
+        budget: Budget,
+    ) -> (Frame, Ending) {
+        let occasion = Occasion::Input(context.index, context.offset);
+        let Context { index, offset, time, revision } = context;
+        let context = wit::Context { index, offset, time, revision };
+        self.call(frame, budget, time, occasion, |exports, store| {
+            let keys: Vec<&[u8]>;
+            let input = match input {
+                Input::Created(configuration) => wit::Input::Created(configuration),
+                Input::Command(command) => wit::Input::Command(command),
+                Input::LeaseEnded { lease, keys: ended } => {
+                    keys = ended.iter().map(Vec::as_slice).collect();
+                    wit::Input::LeaseEnded(wit::LeaseEnd { lease: *lease, keys: &keys })
+                }
+                Input::Upgraded { previous, argument } => {
+                    wit::Input::Upgraded(wit::Upgrade { previous, argument })
+                }
+            };
+            match exports {
+                Exported::Stored(it) => it.statehouse_machine_behavior().call_apply(store, context, input),
+                Exported::Resident(it) => it.statehouse_machine_behavior().call_apply(store, context, input),
+                Exported::Broken(_) | Exported::Dead => Err(never_called()),
+            }
+            .map(ending_of_returned)
+        })
+    }
+
+    /// One query.
+    pub fn query(
+        &mut self,
+        frame: Frame,
+        view: QueryView,
+        request: &[u8],
+        budget: Budget,
+    ) -> (Frame, Ending) {
+        let QueryView { index, time, revision } = view;
+        let view = wit::View { index, time, revision };
+        self.call(frame, budget, time, Occasion::Query(index), |exports, store| {
+            match exports {
+                Exported::Stored(it) => it.statehouse_machine_behavior().call_query(store, view, request),
+                Exported::Resident(it) => it.statehouse_machine_behavior().call_query(store, view, request),
+                Exported::Broken(_) | Exported::Dead => Err(never_called()),
+            }
+            .map(ending_of_returned)
+        })
+    }
+
+    /// Save or restore.
+    fn snapshot(
+        &mut self,
+        frame: Frame,
+        budget: Budget,
+        call: impl FnOnce(&resident::Resident, &mut Store<Data>) -> wasmtime::Result<Result<(), String>>,
+    ) -> (Frame, Ending) {
+        self.call(frame, budget, 0, Occasion::Snapshot, |exports, store| match exports {
+            Exported::Resident(exports) => Ok(match call(exports, store)? {
+                Ok(()) => Ending::Answer(Bytes::new()),
+                Err(message) => Ending::Refused(Refusal { code: 0, message: shortened(message) }),
+            }),
+            _ => Err(wasmtime::format_err!("a machine of the world stored has no snapshot of its own")),
+        })
+    }
+
+    /// Any call: puts the frame in, sets the budget, and takes the frame out.
+    fn call(
+        &mut self,
+        mut frame: Frame,
+        budget: Budget,
+        time_ms: u64,
+        occasion: Occasion,
+        call: impl FnOnce(&Exported, &mut Store<Data>) -> wasmtime::Result<Ending>,
+    ) -> (Frame, Ending) {
+        match &self.exports {
+            Exported::Broken(why) => return (frame, Ending::Trapped(why.clone())),
+            Exported::Dead => return (frame, Ending::Fault(Fault::new("a dead instance was called again"))),
+            Exported::Stored(_) | Exported::Resident(_) => {}
         }
-    }
-}
-
-fn why(ending: &Ending) -> String {
-    match ending {
-        Ending::Trapped(why) | Ending::Exhausted(why) => {
-            format!("the component cannot be instantiated: {why}")
+        let data = self.store.data_mut();
+        data.limiter.begin();
+        data.wasi.begin(time_ms, occasion);
+        data.frame = Some(frame);
+        set_budget(&mut self.store, budget);
+        let result = call(&self.exports, &mut self.store);
+        self.fuel_used = budget.fuel - self.store.get_fuel().unwrap_or(0).min(budget.fuel);
+        let data = self.store.data_mut();
+        frame = data.frame.take().expect("nothing but this function takes the frame out");
+        data.wasi.finish(&mut frame);
+        let ending = match result {
+            Ok(ending) => ending,
+            Err(error) => ending_of(&error, data),
+        };
+        if !matches!(ending, Ending::Answer(_) | Ending::Refused(_)) {
+            self.exports = Exported::Dead;
         }
-        _ => "the component cannot be instantiated".into(),
+        (frame, ending)
+    }
+
+    /// Whether it can be called again.
+    pub fn is_alive(&self) -> bool {
+        matches!(self.exports, Exported::Stored(_) | Exported::Resident(_))
+    }
+
+    /// Whether memory was denied in the last call.
+    pub fn was_denied_memory(&self) -> bool {
+        self.store.data().limiter.denied()
     }
 }
 
-/// A component whose start function does not end, or traps: every call into it traps.
-struct Stillborn {
-    why: String,
+fn never_called() -> wasmtime::Error {
+    wasmtime::format_err!("an instance without exports was called")
 }
 
-impl Stillborn {
-    fn ending(&self) -> Ending {
-        Ending::Trapped(self.why.clone())
+fn set_budget(store: &mut Store<Data>, budget: Budget) {
+    // The engine's one configuration has fuel on, which is the only thing that can be missing.
+    store.set_fuel(budget.fuel).expect("fuel is on in every engine of this project");
+    store.set_epoch_deadline(budget.epoch_ticks.min(NO_DEADLINE));
+}
+
+/// What the guest gave back, if it keeps to the contract.
+fn ending_of_returned(returned: Returned) -> Ending {
+    match returned {
+        Ok(answer) if answer.len() > ANSWER_BYTES_MAX => {
+            Ending::Trapped(format!("an answer of {} bytes, at most {ANSWER_BYTES_MAX}", answer.len()))
+        }
+        Ok(answer) => Ending::Answer(answer.into()),
+        Err(wit::Refusal { code: 0, message }) => {
+            Ending::Trapped(format!("a refusal with code 0, which counts as a trap: {}", shortened(message)))
+        }
+        Err(wit::Refusal { message, .. }) if message.len() > REFUSAL_BYTES_MAX => {
+            Ending::Trapped(format!("a refusal of {} bytes, at most {REFUSAL_BYTES_MAX}", message.len()))
+        }
+        Err(wit::Refusal { code, message }) => Ending::Refused(Refusal { code, message }),
     }
 }
 
-impl Instance for Stillborn {
-    fn apply(&mut self, frame: Frame, _context: outcome::Context, _input: &guest::Input) -> (Frame, Ending) {
-        (frame, self.ending())
+/// Why a call did not return.
+fn ending_of(error: &wasmtime::Error, data: &mut Data) -> Ending {
+    if let Some(fault) = data.fault.take().or_else(|| data.limiter.take_fault()) {
+        return Ending::Fault(fault);
     }
-
-    fn scale_budget(&mut self, _factor: u32) {
-        // It never runs.
+    if let Some(what) = fault_of(error) {
+        return Ending::Fault(Fault::new(what));
     }
-
-    fn query(&mut self, frame: Frame, _view: QueryView, _request: &[u8]) -> (Frame, Ending) {
-        (frame, self.ending())
-    }
-
-    fn save(&mut self, frame: Frame) -> (Frame, Ending) {
-        (frame, self.ending())
-    }
-
-    fn restore(&mut self, frame: Frame) -> (Frame, Ending) {
-        (frame, self.ending())
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => Ending::Exhausted("the budget of fuel was used up".into()),
+        Some(Trap::Interrupt) => Ending::Exhausted("the time limit passed".into()),
+        _ => Ending::Trapped(shortened(format!("{error:#}"))),
     }
 }
+
+/// What this computer could not do, if that is why wasmtime failed.
+fn fault_of(error: &wasmtime::Error) -> Option<String> {
+    if error.is::<wasmtime::PoolConcurrencyLimitError>() {
+        return Some(format!("all places for instances are taken: {error}. Raise instances_max"));
+    }
+    let of_system = |cause: &&(dyn std::error::Error + 'static)| {
+        cause.is::<std::io::Error>() || cause.is::<rustix::io::Errno>() || cause.is::<wasmtime::OutOfMemory>()
+    };
+    let system = error.chain().find(of_system)?;
+    Some(format!("the operating system failed under a guest: {error}: {system}"))
+}
+
+/// A guest's words, cut where a log line would be.
+fn shortened(mut text: String) -> String {
+    if text.len() > REFUSAL_BYTES_MAX {
+        let end = (0..=REFUSAL_BYTES_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

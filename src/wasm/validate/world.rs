@@ -1,0 +1,190 @@
+//! Compares a component's imports and exports, types included, with exactly one world of the contract.
+//!
+//! Linking is no such comparison: it does not notice an export that is missing, and comes only after
+//! compiling.
+
+use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType, ComponentItem, ComponentType};
+use wasmparser::types::{Types, TypesRef};
+use wasmparser::{Parser, Payload, Validator};
+
+use super::{Rejected, World};
+use crate::wasm::{engine, wasi};
+
+/// The contract, as the project publishes it.
+const CONTRACT: &str = include_str!("../../../wit/machine.wit");
+/// What names of the contract begin with.
+const PACKAGE: &str = "statehouse:machine/";
+
+/// A component that fits.
+pub struct Fit {
+    pub world: World,
+    pub wasi: bool,
+    pub imports: Vec<String>,
+    pub exports: Vec<String>,
+}
+
+/// Validates a component and compares it with the world that it seems to be for.
+pub fn compare(component: &[u8]) -> Result<Fit, Rejected> {
+    // One validator for both, because it can compare only types that it has seen itself.
+    let mut validator = Validator::new_with_features(engine::features());
+    let contract = validator.validate_all(&contract()?).map_err(|e| broken(&e))?;
+    validator.reset();
+    let types = validator.validate_all(component).map_err(|e| Rejected::Invalid(e.to_string()))?;
+    let (imports, exports) = names_of(component)?;
+
+    let resident = |name: &String| name.starts_with("statehouse:machine/snapshot");
+    let world = if imports.iter().chain(&exports).any(resident) { World::Resident } else { World::Stored };
+    let expected = Expected { world, types: contract.as_ref(), ty: world_type(&contract, world)? };
+    for name in &imports {
+        expected.check_import(name, types.as_ref())?;
+    }
+    expected.check_exports(types.as_ref(), &exports)?;
+    let wasi = imports.iter().any(|name| name.starts_with("wasi:"));
+    Ok(Fit { world, wasi, imports, exports })
+}
+
+/// The contract as a component whose exports are its worlds.
+fn contract() -> Result<Vec<u8>, Rejected> {
+    let mut resolve = wit_parser::Resolve::default();
+    let package = resolve.push_source("machine.wit", CONTRACT).map_err(|e| broken(&e))?;
+    wit_component::encode(&resolve, package).map_err(|e| broken(&e))
+}
+
+/// The contract itself is part of the program, and tests read it: this does not happen.
+fn broken(error: &dyn std::fmt::Display) -> Rejected {
+    Rejected::Unreadable(format!("this build's own contract is broken: {error:#}"))
+}
+
+/// The component type of a world: an export of an export of the encoded contract.
+fn world_type(contract: &Types, world: World) -> Result<&ComponentType, Rejected> {
+    let missing = || broken(&format!("no world {}", world.name()));
+    let types = contract.as_ref();
+    let component = |item: &ComponentItem| match item.ty {
+        ComponentEntityType::Component(id) => Some(id),
+        ComponentEntityType::Type { referenced: ComponentAnyTypeId::Component(id), .. } => Some(id),
+        _ => None,
+    };
+    let outer = types.component_item_for_export(world.name()).and_then(component).ok_or_else(missing)?;
+    let inner = contract[outer].exports.values().find_map(component).ok_or_else(missing)?;
+    Ok(&contract[inner])
+}
+
+/// The names of the component's own imports and exports, not those of what is nested in it.
+fn names_of(component: &[u8]) -> Result<(Vec<String>, Vec<String>), Rejected> {
+    let invalid = |e: wasmparser::BinaryReaderError| Rejected::Invalid(e.to_string());
+    let (mut imports, mut exports, mut depth) = (Vec::new(), Vec::new(), 0u32);
+    for payload in Parser::new(0).parse_all(component) {
+        match payload.map_err(invalid)? {
+            Payload::ComponentSection { .. } | Payload::ModuleSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentImportSection(section) if depth == 0 => {
+                for import in section {
+                    imports.push(import.map_err(invalid)?.name.name.to_owned());
+                }
+            }
+            Payload::ComponentExportSection(section) if depth == 0 => {
+                for export in section {
+                    exports.push(export.map_err(invalid)?.name.name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok((imports, exports))
+}
+
+/// A world of the contract.
+struct Expected<'a> {
+    world: World,
+    types: TypesRef<'a>,
+    ty: &'a ComponentType,
+}
+
+impl Expected<'_> {
+    /// The import must be one that the host gives, with a type that the host's fits.
+    fn check_import(&self, name: &str, types: TypesRef) -> Result<(), Rejected> {
+        if wasi::is_allowed(name) {
+            // Types of WASI are compared when the module is linked: only functions that do something have
+            // one.
+            return Ok(());
+        }
+        let refuse = |why: String| Err(Rejected::Import { name: name.to_owned(), why });
+        let Some(ours) = self.ty.imports.get(name) else {
+            return refuse(self.why_not(name));
+        };
+        let Some(theirs) = types.component_item_for_import(name) else {
+            return refuse("it has no type".into());
+        };
+        if ComponentEntityType::is_subtype_of(&ours.ty, self.types, &theirs.ty, types) {
+            return Ok(());
+        }
+        Err(Rejected::Type { name: name.to_owned(), detail: difference(theirs, types, ours, self.types) })
+    }
+
+    /// Every export of the world must be there, with a type that fits. Others are tolerated.
+    fn check_exports(&self, types: TypesRef, exports: &[String]) -> Result<(), Rejected> {
+        for (name, ours) in &self.ty.exports {
+            let Some(theirs) = types.component_item_for_export(name) else {
+                let (world, hint) = (self.world.name(), near(name, exports));
+                return Err(Rejected::MissingExport { name: name.clone(), world, hint });
+            };
+            if !ComponentEntityType::is_subtype_of(&theirs.ty, types, &ours.ty, self.types) {
+                let detail = difference(ours, self.types, theirs, types);
+                return Err(Rejected::Type { name: name.clone(), detail });
+            }
+        }
+        Ok(())
+    }
+
+    fn why_not(&self, name: &str) -> String {
+        let world = self.world.name();
+        if name.starts_with("wasi:sockets/") || name.starts_with("wasi:http/") {
+            return "a machine reaches nothing but its own state, or replicas would differ; build the guest \
+                    without networking (componentize-js: -d http fetch-event; componentize-py: --stub-wasi)"
+                .into();
+        }
+        if name.starts_with("wasi:") {
+            return "only a small part of WASI 0.2 is given to machines: clocks, random, cli, io and empty \
+                    filesystem preopens; build the guest with WASI stubbed"
+                .into();
+        }
+        if name.starts_with(PACKAGE) {
+            return format!("the world {world} of statehouse:machine@0.1.0 does not have it");
+        }
+        "only interfaces of statehouse:machine and a small part of WASI are given to machines".into()
+    }
+}
+
+/// An export that has the name in another version.
+fn near(name: &str, exports: &[String]) -> String {
+    let base = |name: &str| name.split('@').next().unwrap_or_default().to_owned();
+    match exports.iter().find(|export| base(export) == base(name)) {
+        Some(export) => format!("; it has {export}, which is another version"),
+        None => String::new(),
+    }
+}
+
+/// Names the first function or type of an interface that is wanted and not given as wanted.
+fn difference(
+    wanted: &ComponentItem,
+    wanted_in: TypesRef,
+    given: &ComponentItem,
+    given_in: TypesRef,
+) -> String {
+    let (ComponentEntityType::Instance(wanted), ComponentEntityType::Instance(given)) = (wanted.ty, given.ty)
+    else {
+        return "it is not an interface".into();
+    };
+    let (wanted, given) = (&wanted_in[wanted], &given_in[given]);
+    for (name, item) in &wanted.exports {
+        match given.exports.get(name) {
+            None => return format!("{name} is missing"),
+            Some(other) => {
+                if !ComponentEntityType::is_subtype_of(&other.ty, given_in, &item.ty, wanted_in) {
+                    return format!("{name} differs");
+                }
+            }
+        }
+    }
+    "their types differ".into()
+}
