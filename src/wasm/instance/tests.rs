@@ -1,4 +1,4 @@
-//! The calls into an instance, with guests that keep to the contract and guests that attack it: how each ends.
+//! The calls into an instance, with guests that keep to the contract and guests that attack it.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
