@@ -89,7 +89,7 @@ async fn one(client: &Client, kind: Kind, number: u64) {
     let outcome = match kind {
         Kind::Put => client.apply("kv", put(number)).await.expect("applied").outcome,
         Kind::Get => {
-            client.query("kv", get(number), Consistency::Linearizable).await.expect("answered").outcome
+            client.query("kv", get(number), Consistency::Linearizable).await.expect("answered").outcome.into()
         }
     };
     assert!(matches!(outcome, Outcome::Ok(_)), "{outcome:?}");
@@ -138,7 +138,7 @@ async fn stream(node: &Node, kind: Kind, under_way: usize, time: Duration) -> Ve
                 at += 1;
             }
             while let Some((slot, result)) = $answers.next().await.expect("the stream goes on") {
-                assert!(matches!(result.expect("done").outcome, Outcome::Ok(_)));
+                assert!(matches!(Outcome::from(result.expect("done").outcome), Outcome::Ok(_)));
                 took.push(began[slot as usize].elapsed().as_micros() as u32);
                 if Instant::now() >= end {
                     break;

@@ -100,7 +100,7 @@ section! {
         stream_bytes_max: u64 = 16 << 20, 1 << 20, 1 << 30;
         /// How long a read waits for this node to catch up.
         read_wait_ms: u64 = 10_000, 10, 600_000;
-        /// How long a stopping node waits for requests under way.
+        /// How long a stopping node waits for requests and guests under way.
         stop_wait_ms: u64 = 5_000, 0, 600_000;
     }
 }

@@ -1,11 +1,16 @@
 //! The program from outside: real processes, real sockets, real files. What a person or a script sees of it.
 
+#[path = "cli/faults.rs"]
+mod faults;
 #[path = "cli/grpc.rs"]
 mod grpc;
 #[path = "cli/process.rs"]
 mod process;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "../src/wasm/testing/text.rs"]
+#[expect(dead_code, reason = "the tests inside the crate use the rest of it")]
+mod text;
 
 use process::{Node, component, directory, program, run_with};
 use rustix::process::Signal;

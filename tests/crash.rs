@@ -108,7 +108,7 @@ async fn write(node: Node, writer: u64) {
 async fn read(node: &Node, writer: u64) -> u64 {
     let get = RangeRequest { key: format!("writer-{writer}").into_bytes(), ..Default::default() };
     let answered = node.query("kv", get.to_envelope().into(), Consistency::Linearizable).await.unwrap();
-    let Outcome::Ok(answer) = answered.outcome else { panic!("an answer was expected: {answered:?}") };
+    let Ok(answer) = answered.outcome else { panic!("an answer was expected: {answered:?}") };
     let found = RangeRequest::answer(&answer).unwrap().kvs.pop();
     found.map_or(0, |kv| String::from_utf8(kv.value).unwrap().parse().unwrap())
 }

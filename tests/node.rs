@@ -1,5 +1,14 @@
 //! A node as a library: opened in a directory of its own, used, stopped, opened again.
 
+#[path = "node/guests.rs"]
+mod guests;
+#[path = "node/hostile.rs"]
+mod hostile;
+#[path = "node/interrupted.rs"]
+mod interrupted;
+#[path = "node/wasi.rs"]
+mod wasi;
+
 use bytes::Bytes;
 use statehouse::id::{Digest, Index};
 use statehouse::machine::outcome::Outcome;
@@ -8,6 +17,8 @@ use statehouse::node::config::NodeConfig;
 use statehouse::node::request::{Consistency, Push, World};
 use statehouse_kv::Call;
 use statehouse_kv::messages::{PutRequest, RangeRequest};
+
+use guests::wait_until;
 
 const COUNTER: &[u8] = include_bytes!("../guests/counter/counter.component.wasm");
 
@@ -22,7 +33,7 @@ fn put(key: &str, value: &str) -> Bytes {
 async fn get(node: &Node, key: &str) -> Option<Vec<u8>> {
     let request = RangeRequest { key: key.into(), ..Default::default() }.to_envelope();
     let answered = node.query("kv", request.into(), Consistency::Linearizable).await.unwrap();
-    let Outcome::Ok(answer) = answered.outcome else { panic!("an answer was expected: {answered:?}") };
+    let Ok(answer) = answered.outcome else { panic!("an answer was expected: {answered:?}") };
     RangeRequest::answer(&answer).unwrap().kvs.pop().map(|kv| kv.value)
 }
 
@@ -48,17 +59,6 @@ async fn what_was_put_is_there_after_a_stop_and_a_start() {
     node.delete_machine("kv").await.unwrap();
     assert!(node.apply("kv", put("k", "v")).await.is_err());
     node.shutdown().await;
-}
-
-/// Waits until `done` holds, within a bound.
-async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    panic!("waited for 10 s in vain: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +87,7 @@ async fn a_resident_machine_counts_on_from_its_snapshot_and_the_log() {
     let applied = node.apply("counter", Bytes::from_static(b"1")).await.unwrap();
     let local = Consistency::Local { min_index: applied.index };
     let answered = node.query("counter", Bytes::new(), local).await.unwrap();
-    assert_eq!(answered.outcome, Outcome::Ok(Bytes::from_static(b"21")));
+    assert_eq!(answered.outcome, Ok(Bytes::from_static(b"21")));
     let at_once = Consistency::Local { min_index: Index(0) };
     assert_eq!(node.query("counter", Bytes::new(), at_once).await.unwrap().outcome, answered.outcome);
     node.shutdown().await;

@@ -174,7 +174,10 @@ impl Command {
             false => tokio::runtime::Builder::new_current_thread(),
         };
         let runtime = runtime.enable_all().build()?;
-        runtime.block_on(self.run_async(global))
+        let ended = runtime.block_on(self.run_async(global));
+        // A module that is being compiled, or whatever else blocks a thread, must not hold up the end.
+        runtime.shutdown_background();
+        ended
     }
 
     async fn run_async(self, global: &Global) -> anyhow::Result<ExitCode> {

@@ -72,7 +72,7 @@ impl Query {
         let consistency = self.freshness.consistency()?;
         let request = payload::read(&self.request, self.hex)?;
         let answered = global.client()?.query(&self.machine, request, consistency).await?;
-        output::outcome(&answered.outcome, (answered.index, answered.revision), global.json, self.hex)
+        output::outcome(&answered.outcome.into(), (answered.index, answered.revision), global.json, self.hex)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What `serve` and `dev` have in common: a node behind its sockets, from opening to the end.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -10,6 +11,7 @@ use crate::config::{ConfigFile, Listen};
 use crate::error::Fault;
 use crate::node::Node;
 use crate::node::config::{CompileIn, Limits, NodeConfig};
+use crate::time::Clock;
 
 /// How a process ends that is told twice to stop.
 const IMPATIENT: u8 = 130;
@@ -20,6 +22,8 @@ pub struct Service {
     pub addresses: Addresses,
     running: Running,
     signals: Signals,
+    /// How long a stop may wait for what is under way.
+    stop_wait: Duration,
 }
 
 /// SIGTERM and SIGINT.
@@ -80,7 +84,8 @@ pub async fn start(
     let addresses = server.addresses();
     let node = Node::open(config).await?;
     let running = server.start(node.clone(), limits)?;
-    Ok(Service { node, addresses, running, signals })
+    let stop_wait = Duration::from_millis(limits.stop_wait_ms);
+    Ok(Service { node, addresses, running, signals, stop_wait })
 }
 
 impl Service {
@@ -89,7 +94,7 @@ impl Service {
     /// # Errors
     /// The node's fault: what it had acknowledged is safe, but it cannot go on.
     pub async fn until_end(self) -> anyhow::Result<ExitCode> {
-        let Service { node, running, mut signals, .. } = self;
+        let Service { node, running, mut signals, stop_wait, .. } = self;
         let fault: Option<Fault> = tokio::select! {
             name = signals.next() => {
                 tracing::info!("{name}: stopping");
@@ -98,8 +103,19 @@ impl Service {
             fault = node.failed() => Some(fault),
         };
         let stop = async {
-            running.stop().await;
-            node.shutdown().await;
+            match &fault {
+                // Requests under way end well first; what they have used of the time, guests do not get.
+                None => {
+                    let begun = Clock::start();
+                    running.stop().await;
+                    let used = Duration::from_nanos(begun.elapsed_ns());
+                    node.shutdown_within(stop_wait.saturating_sub(used)).await;
+                }
+                // Requests under way wait for a node that will do nothing more: they are told so at once.
+                Some(_) => {
+                    tokio::join!(node.shutdown_within(Duration::ZERO), running.stop());
+                }
+            }
         };
         tokio::select! {
             () = stop => {}

@@ -51,3 +51,13 @@ pub enum Outcome {
     /// The host ended it.
     Host(HostCode),
 }
+
+/// What became of a query is a part of what can become of a command.
+impl From<Result<Bytes, Refusal>> for Outcome {
+    fn from(outcome: Result<Bytes, Refusal>) -> Outcome {
+        match outcome {
+            Ok(answer) => Outcome::Ok(answer),
+            Err(refusal) => Outcome::Refused(refusal),
+        }
+    }
+}

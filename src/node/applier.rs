@@ -114,6 +114,13 @@ impl Applier {
                     self.stalled.push_front(placed);
                     return;
                 }
+                Err(Obstacle::Halt(why)) if stage.is_interrupted() => {
+                    let group = self.group;
+                    tracing::warn!(%group, index = %placed.entry.index, why, "the next start applies this");
+                    lane.halt(&why);
+                    let why = "the node stopped before this command was applied; the next start applies it";
+                    refuse(placed.waiters, &Error::Unknown(why.into()));
+                }
                 Err(Obstacle::Halt(why)) => {
                     tracing::error!(group = %self.group, index = %placed.entry.index, why, "the machine \
                         halts here");

@@ -169,6 +169,8 @@ impl Rounds {
                 self.stage.orders.send(Order::Shard(truncate));
                 Ok(())
             }
+            // The former snapshot stays, and the log behind it.
+            Err(Error::Fault(_)) if self.stage.is_interrupted() => Ok(()),
             Err(Error::Fault(fault)) => Err(fault),
             Err(why) => {
                 let name = &machine.record.name;

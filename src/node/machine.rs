@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use super::history::LogHistory;
 use super::lane::{Lane, Published};
@@ -16,7 +17,6 @@ use crate::id::{Digest, GroupId, Index, LogTime};
 use crate::machine::batch::Head;
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Guest, QueryView};
-use crate::machine::outcome::Outcome;
 use crate::machine::resident::{Halt, Reader};
 use crate::storage::entry::Membership;
 use crate::storage::snapshot::{Header, Kind, SnapshotWriter};
@@ -48,6 +48,8 @@ pub struct Parts {
     pub lane: Arc<Lane>,
     /// How its queries run.
     pub queries: Queries,
+    /// Its queries that may use the full budget at the same time.
+    pub long_queries: Arc<Semaphore>,
 }
 
 impl Machine {
@@ -198,8 +200,8 @@ pub fn halt_error(halt: Halt) -> Error {
 
 fn answered(head: &Head, ending: Ending) -> Result<Answered, Error> {
     let outcome = match ending {
-        Ending::Answer(answer) => Outcome::Ok(answer),
-        Ending::Refused(refusal) => Outcome::Refused(refusal),
+        Ending::Answer(answer) => Ok(answer),
+        Ending::Refused(refusal) => Err(refusal),
         Ending::Trapped(why) => return Err(Error::Guest(format!("the query trapped: {why}"))),
         Ending::Exhausted(_) => return Err(exhausted()),
         Ending::Fault(fault) => return Err(Error::Fault(fault)),

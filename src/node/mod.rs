@@ -27,6 +27,8 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -52,8 +54,14 @@ use crate::machine::batch::Operation;
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
 use crate::storage::directory::Directory;
 
-/// Queries that may use the full budget at the same time.
-const LONG_QUERIES_MAX: usize = 4;
+/// Queries that may use the full budget at the same time: each may take a thread and an instance's memory.
+const LONG_QUERIES_MAX: usize = 8;
+
+/// Of those, how many may be of one machine, so that a guest that loops leaves room for the others.
+const LONG_QUERIES_OF_ONE_MAX: usize = 2;
+
+/// How long a stopping node waits for guests at work, unless told otherwise.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The component of `builtin:kv`.
 const BUILTIN_KV: &[u8] = include_bytes!("../../guests/kv/kv.component.wasm");
@@ -151,8 +159,32 @@ impl Node {
 
     /// Stops the node: a last checkpoint, and everything closed. Later calls answer that it is stopping. The
     /// data directory is free when the last copy of the node is dropped.
+    ///
+    /// Commands that are in the log are applied first, but guests that take longer than five seconds are
+    /// stopped where they are; the next start applies the rest. [`shutdown_within`](Node::shutdown_within)
+    /// waits longer, or not at all.
     pub async fn shutdown(&self) {
+        self.shutdown_within(SHUTDOWN_PATIENCE).await;
+    }
+
+    /// The same with another time for guests at work.
+    pub async fn shutdown_within(&self, patience: Duration) {
         self.inner.stopping.send_replace(true);
+        let stopped = self.stop_all();
+        tokio::pin!(stopped);
+        if tokio::time::timeout(patience, &mut stopped).await.is_err() {
+            let waited_ms = patience.as_millis() as u64;
+            tracing::warn!(
+                waited_ms,
+                "guests are still at work: they are stopped, and the next start goes on"
+            );
+            self.inner.stage.interrupted.store(true, Ordering::Release);
+            self.inner.shelf.interrupt();
+            stopped.await;
+        }
+    }
+
+    async fn stop_all(&self) {
         let reconciling = self.inner.reconciling.lock().take();
         if let Some(reconciling) = reconciling
             && let Err(panic) = reconciling.await
@@ -228,22 +260,33 @@ impl Node {
         let parts = found.created()?;
         self.inner.stage.metrics.queries.inc();
         self.wait_fresh(&parts.lane, consistency).await?;
-        match &parts.queries {
-            Queries::Stored(pool) => {
-                let short = self.inner.config.short_query_budget();
-                let stage = &self.inner.stage;
-                match machine::query_stored(&parts.lane, pool, stage, &request, short)? {
-                    Some(answered) => Ok(answered),
-                    None => self.query_long(found, request).await,
-                }
+        if let Queries::Stored(pool) = &parts.queries {
+            let short = self.inner.config.short_query_budget();
+            let answered = machine::query_stored(&parts.lane, pool, &self.inner.stage, &request, short);
+            if let Some(answered) = answered.map_err(|why| self.noticed(why))? {
+                return Ok(answered);
             }
-            Queries::Resident(_) => self.query_long(found, request).await,
+            // It has had this thread for a while; those who wait behind it come first.
+            step_aside().await;
         }
+        self.query_long(found, request).await.map_err(|why| self.noticed(why))
+    }
+
+    /// A read that found the state database failed is the first to know: the node stops serving.
+    fn noticed(&self, why: Error) -> Error {
+        if matches!(why, Error::Fault(_))
+            && let Some(fault) = self.inner.stage.state.failure()
+        {
+            self.inner.stage.fail(fault);
+        }
+        why
     }
 
     /// Runs a query with the full budget, on a thread that may block.
     async fn query_long(&self, machine: Arc<Machine>, request: Bytes) -> Result<Answered, Error> {
-        let _permit = self.inner.long_queries.acquire().await;
+        let own = machine.serving()?.long_queries.clone();
+        let _of_machine = own.acquire().await;
+        let _of_node = self.inner.long_queries.acquire().await;
         self.inner.stage.metrics.queries_long.inc();
         let (stage, budget) = (self.inner.stage.clone(), self.inner.config.query_budget());
         let run = move || {
@@ -257,7 +300,12 @@ impl Node {
             }
         };
         let ran = tokio::task::spawn_blocking(run).await;
-        ran.map_err(|e| Fault::new(format!("a query panicked: {e}")))?
+        match ran.map_err(|e| Fault::new(format!("a query panicked: {e}")))? {
+            Err(Error::Fault(_)) if self.inner.stage.is_interrupted() => {
+                Err(Error::Unavailable("the node is stopping; the query was not answered".into()))
+            }
+            answered => answered,
+        }
     }
 
     async fn wait_fresh(&self, lane: &Lane, consistency: Consistency) -> Result<(), Error> {
@@ -492,4 +540,18 @@ fn catalog_refusal(refusal: Refusal) -> Error {
         (RefusalCode::UnknownModule as u32, Error::NotFound),
     ]);
     codes.get(&refusal.code).copied().unwrap_or(Error::Invalid)(refusal.message)
+}
+
+/// Lets other tasks of this thread go first. Wakes itself within the poll, which those who drive many futures
+/// in one task take as the word to give way; tokio's own `yield_now` wakes only later.
+async fn step_aside() {
+    let mut stepped = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut stepped, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
@@ -19,7 +19,7 @@ use super::metrics::Metrics;
 use super::order::{self, Order, OrderQueue};
 use super::registry::Registry;
 use super::shelf::Shelf;
-use super::stage::Stage;
+use super::stage::{Stage, record_failure};
 use super::workers;
 use crate::catalog::{Catalog, CatalogGuest};
 use crate::error::{Error, Fault};
@@ -30,7 +30,7 @@ use crate::storage::directory::{Directory, Identity};
 use crate::storage::entry::{GroupLog, Membership};
 use crate::storage::log::{LogDb, LogThread};
 use crate::storage::modules::Modules;
-use crate::storage::snapshot::Snapshots;
+use crate::storage::snapshot::{self, Snapshots};
 use crate::storage::state::StateDb;
 use crate::time::{self, Clock};
 use crate::wasm::Engine;
@@ -43,13 +43,20 @@ pub(super) const SOLE_REPLICA: ReplicaId = ReplicaId(1);
 pub struct Found {
     logs: BTreeMap<GroupId, GroupLog>,
     heads: BTreeMap<GroupId, Head>,
+    /// Machines that are not whole: why, and what to do.
+    broken: BTreeMap<GroupId, String>,
 }
 
 impl Found {
     /// Every group of which something is there, but not in `known`.
     pub fn strangers(&self, known: &BTreeSet<GroupId>) -> Vec<GroupId> {
-        let groups: BTreeSet<GroupId> = self.logs.keys().chain(self.heads.keys()).copied().collect();
-        groups.difference(known).copied().collect()
+        let groups = self.logs.keys().chain(self.heads.keys()).chain(self.broken.keys());
+        groups.copied().collect::<BTreeSet<_>>().difference(known).copied().collect()
+    }
+
+    /// Why what is there of a group must not be served, if that is so.
+    pub fn broken(&self, group: GroupId) -> Option<&str> {
+        self.broken.get(&group).map(String::as_str)
     }
 
     /// Takes what is there of a group.
@@ -118,6 +125,7 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
         unflushed_bytes: AtomicU64::new(0),
         ready: ready.clone(),
         failure,
+        interrupted: AtomicBool::new(false),
     });
     let registry = Arc::new(Registry::default());
     let shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
@@ -126,7 +134,8 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
     let keeper = Keeper::start(keeper_settings(&config), stage.clone(), registry.clone())?;
     let threads = Threads { keeper, orders, order, ready, workers, log };
 
-    let mut found = Found { logs, heads: opened.heads };
+    let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new() };
+    finish_replacements(&stage, &opened.interrupted, &mut found)?;
     let catalog = Arc::new(ArcSwap::from_pointee(Catalog::load(&*stage.state.view(GroupId::CATALOG))?));
     let catalog_changes = Arc::new(watch::Sender::new(0));
     let catalog_lane = open_catalog(&stage, &mut found, catalog.clone(), catalog_changes.clone());
@@ -165,24 +174,52 @@ fn hold_directory(config: &NodeConfig) -> Result<Directory, Error> {
     Ok(directory)
 }
 
+/// Installs again the snapshots whose installation was cut short. A machine whose snapshot does not serve is
+/// not whole, and is noted as broken; without the catalog there is no node.
+fn finish_replacements(
+    stage: &Stage,
+    interrupted: &BTreeMap<GroupId, Index>,
+    found: &mut Found,
+) -> Result<(), Error> {
+    for (&group, &index) in interrupted {
+        let installed =
+            stage.snapshots.read(group, index).and_then(|snapshot| snapshot::install(&stage.state, snapshot));
+        match installed {
+            Ok(header) => {
+                tracing::warn!(%group, %index, "a snapshot is installed again: that was cut short");
+                found.heads.insert(group, header.head);
+            }
+            Err(Error::Fault(fault)) => return Err(fault.into()),
+            Err(why) => {
+                let what = format!(
+                    "its rows were being replaced by the snapshot at index {index} when the node stopped, \
+                     and that cannot be done again: {why}"
+                );
+                if group == GroupId::CATALOG {
+                    return Err(Error::Damaged(format!(
+                        "the catalog is not whole: {what}. Restore this data directory from a backup, or \
+                         remove it and let the node catch up from its peers"
+                    )));
+                }
+                found.broken.insert(group, what);
+            }
+        }
+    }
+    Ok(())
+}
+
 fn start_log(
     log: LogDb,
     orders: OrderQueue,
     failure: watch::Sender<Option<Fault>>,
 ) -> Result<LogThread, Fault> {
+    let stop = orders.clone();
     let on_done = move |done: Vec<(GroupId, u64)>| {
         for (group, number) in done {
             orders.send(Order::Shard(Input::Persisted { group, number }));
         }
     };
-    let on_failure = move |fault: Fault| {
-        tracing::error!(%fault, "the log failed: the node stops serving");
-        failure.send_if_modified(|failure| {
-            let first = failure.is_none();
-            failure.get_or_insert(fault);
-            first
-        });
-    };
+    let on_failure = move |fault: Fault| record_failure(&failure, &stop, fault);
     LogThread::start(log, on_done, on_failure)
 }
 

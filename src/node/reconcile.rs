@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use super::Inner;
 use super::applier::Behavior;
 use super::machine::{Machine, Parts, Queries, ResidentQueries};
@@ -93,6 +95,13 @@ fn open(inner: &Inner, record: &MachineRecord) -> Result<Machine, Fault> {
 }
 
 fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: World) -> Result<Parts, Error> {
+    if let Some(why) = inner.found.lock().broken(record.group()) {
+        return Err(Error::Damaged(format!(
+            "the machine {:?} is not whole on this node: {why}. Restore this data directory from a backup, \
+             or delete the machine",
+            record.name
+        )));
+    }
     let module = inner.shelf.load(module, world)?;
     let settings = inner.config.guest_settings();
     let seed = *blake3::hash(&record.group.to_be_bytes()).as_bytes();
@@ -107,7 +116,9 @@ fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: Worl
     };
     let mut found = inner.found.lock();
     let lane = open_lane(&inner.stage, &mut found, record.group(), behavior, None);
-    Ok(Parts { lane, queries })
+    // A resident machine answers one query at a time: more would only hold threads.
+    let at_a_time = if world == World::Resident { 1 } else { super::LONG_QUERIES_OF_ONE_MAX };
+    Ok(Parts { lane, queries, long_queries: Arc::new(Semaphore::new(at_a_time)) })
 }
 
 fn world_of(inner: &Inner, module: Digest) -> World {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, Revision, StateHash, Term};
-use crate::machine::outcome::Outcome;
+use crate::machine::outcome::{Outcome, Refusal};
 
 /// How fresh a query's view must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,8 +40,8 @@ pub struct Answered {
     pub index: Index,
     /// The machine's revision there.
     pub revision: Revision,
-    /// `Ok` or `Refused`.
-    pub outcome: Outcome,
+    /// The guest's answer, or its refusal. A guest that failed is an [`Error::Guest`](crate::error::Error).
+    pub outcome: Result<Bytes, Refusal>,
 }
 
 /// Which of the contract's two worlds a module implements.

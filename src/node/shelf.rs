@@ -45,6 +45,11 @@ impl Shelf {
         self.engine.fingerprint()
     }
 
+    /// Ends all calls into guests, also those that follow. For a node that stops.
+    pub fn interrupt(&self) {
+        self.engine.interrupt();
+    }
+
     /// Whether this node has the module compiled.
     pub fn is_compiled(&self, digest: Digest) -> bool {
         self.loaded.lock().contains_key(&digest)
@@ -65,14 +70,21 @@ impl Shelf {
         let limits = wasm::Limits { bytes_max: self.bytes_max, memory_bytes_max, ..wasm::Limits::default() };
         let inspected =
             wasm::inspect(&bytes, &limits, &self.compiler).map_err(|why| Error::Invalid(why.to_string()))?;
+        let (digest, world) = (Digest::of(&inspected.component), world_of(inspected.world));
+        let is_new = !self.files.contains(digest);
         let mut upload = self.files.upload()?;
         upload.write(&inspected.component)?;
-        let digest = upload.finish(None)?;
-        let taken =
-            Taken { digest, bytes: inspected.component.len() as u64, world: world_of(inspected.world) };
+        upload.finish(Some(digest))?;
         // A module that cannot even be instantiated could never run an input.
-        self.load(digest, taken.world)?.try_instance().map_err(unfit)?;
-        Ok(taken)
+        let tried = self.load(digest, world).and_then(|module| module.try_instance().map_err(unfit));
+        if let Err(why) = tried {
+            self.loaded.lock().remove(&digest);
+            if is_new {
+                self.files.remove(digest)?;
+            }
+            return Err(why);
+        }
+        Ok(Taken { digest, bytes: inspected.component.len() as u64, world })
     }
 
     /// A module ready to run; compiled first if this node has not done so. Blocks.

@@ -1,14 +1,14 @@
 //! What the threads of a node share: the databases, the queues, and whether the node has failed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
 use tokio::sync::watch;
 
 use super::lane::{Job, Lane};
 use super::metrics::Metrics;
-use super::order::OrderQueue;
+use super::order::{Order, OrderQueue};
 use crate::error::Fault;
 use crate::id::{GroupId, Index};
 use crate::storage::log::{LogQueue, LogReader};
@@ -38,6 +38,8 @@ pub struct Stage {
     pub(super) ready: Sender<Option<Arc<Lane>>>,
     /// Set once, by the first failure.
     pub(super) failure: watch::Sender<Option<Fault>>,
+    /// Whether the node stops and no longer waits for guests.
+    pub(super) interrupted: AtomicBool,
 }
 
 impl Stage {
@@ -56,14 +58,13 @@ impl Stage {
 
     /// This computer failed: the node stops serving. Only the first failure counts.
     pub fn fail(&self, fault: Fault) {
-        self.failure.send_if_modified(|failure| {
-            if failure.is_some() {
-                return false;
-            }
-            tracing::error!(%fault, "the node stops serving");
-            *failure = Some(fault);
-            true
-        });
+        record_failure(&self.failure, &self.orders, fault);
+    }
+
+    /// Whether the node stops and no longer waits for guests: then a call that ends as a fault says nothing
+    /// about this computer.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Acquire)
     }
 
     /// The failure that stopped the node, if one did.
@@ -78,6 +79,20 @@ impl Stage {
 
     /// Tells the shard how far a group is applied.
     pub fn applied(&self, group: GroupId, index: Index) {
-        self.orders.send(super::order::Order::Shard(crate::raft::Input::Applied { group, index }));
+        self.orders.send(Order::Shard(crate::raft::Input::Applied { group, index }));
     }
+}
+
+/// Notes the first failure, and ends the order thread: whoever waits for a command's fate is told at once
+/// that it is unknown.
+pub(super) fn record_failure(failure: &watch::Sender<Option<Fault>>, orders: &OrderQueue, fault: Fault) {
+    failure.send_if_modified(|failure| {
+        if failure.is_some() {
+            return false;
+        }
+        tracing::error!(%fault, "the node stops serving");
+        *failure = Some(fault);
+        orders.send(Order::Stop);
+        true
+    });
 }

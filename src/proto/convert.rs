@@ -85,9 +85,8 @@ impl TryFrom<v1::ApplyResponse> for Applied {
 impl From<Answered> for v1::QueryResponse {
     fn from(answered: Answered) -> v1::QueryResponse {
         let outcome = match answered.outcome {
-            Outcome::Ok(answer) => query_response::Outcome::Ok(answer),
-            Outcome::Refused(refusal) => query_response::Outcome::Refused(refusal.into()),
-            Outcome::Host(code) => query_response::Outcome::Failed(v1::HostCode::from(code).into()),
+            Ok(answer) => query_response::Outcome::Ok(answer),
+            Err(refusal) => query_response::Outcome::Refused(refusal.into()),
         };
         v1::QueryResponse { index: answered.index.0, revision: answered.revision.0, outcome: Some(outcome) }
     }
@@ -98,9 +97,8 @@ impl TryFrom<v1::QueryResponse> for Answered {
 
     fn try_from(message: v1::QueryResponse) -> Result<Answered, Error> {
         let outcome = match message.outcome.ok_or_else(|| odd("an answer without an outcome"))? {
-            query_response::Outcome::Ok(answer) => Outcome::Ok(answer),
-            query_response::Outcome::Refused(refusal) => Outcome::Refused(refusal.into()),
-            query_response::Outcome::Failed(code) => Outcome::Host(host_code(code)?),
+            query_response::Outcome::Ok(answer) => Ok(answer),
+            query_response::Outcome::Refused(refusal) => Err(refusal.into()),
         };
         Ok(Answered { index: Index(message.index), revision: Revision(message.revision), outcome })
     }
@@ -318,9 +316,16 @@ mod tests {
         outcomes.push(Outcome::Ok(Bytes::new()));
         outcomes.push(Outcome::Refused(Refusal { code: 7, message: "no".into() }));
         for outcome in outcomes {
-            let applied = Applied { index: Index(3), revision: Revision(9), outcome: outcome.clone() };
+            let applied = Applied { index: Index(3), revision: Revision(9), outcome };
             let message = v1::ApplyResponse::from(applied.clone());
             assert_eq!(Applied::try_from(message).unwrap(), applied);
+        }
+    }
+
+    #[test]
+    fn every_outcome_of_a_query_crosses_the_wire() {
+        let refused = Refusal { code: 7, message: "no".into() };
+        for outcome in [Ok(Bytes::from_static(b"answer")), Ok(Bytes::new()), Err(refused)] {
             let answered = Answered { index: Index(3), revision: Revision(9), outcome };
             let message = v1::QueryResponse::from(answered.clone());
             assert_eq!(Answered::try_from(message).unwrap(), answered);

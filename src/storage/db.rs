@@ -348,7 +348,10 @@ fn damaged(what: &str) -> Error {
 }
 
 fn open_error(name: &str, path: &Path, error: &rocksdb::Error) -> Error {
-    let what = format!("the {name} database in {} does not open: {error}", path.display());
+    let text = error.to_string();
+    // RocksDB ends some of its messages with a full stop, and some not.
+    let text = text.trim_end_matches('.');
+    let what = format!("the {name} database in {} does not open: {text}", path.display());
     match error.kind() {
         ErrorKind::Corruption => damaged(&what),
         _ => Error::Fault(Fault::new(format!(

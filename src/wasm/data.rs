@@ -18,6 +18,8 @@ pub struct Data {
     pub wasi: Wasi,
     /// Why this computer failed in a host call: then that is the call's ending, whatever wasmtime reports.
     pub fault: Option<Fault>,
+    /// Epochs that the call at hand may still run after the next look at the clock.
+    pub epochs_left: u64,
 }
 
 impl Data {

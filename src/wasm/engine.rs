@@ -138,6 +138,8 @@ struct Shared {
     /// bounded.
     prepared: limits::Places,
     warm: limits::Places,
+    /// Whether calls are to end, whatever they are at.
+    interrupted: AtomicBool,
     stop: Arc<AtomicBool>,
     ticker: Option<JoinHandle<()>>,
 }
@@ -165,6 +167,7 @@ impl Engine {
                 fingerprint: fingerprint(&settings),
                 prepared: limits::Places::new(settings.instances_max / 4),
                 warm: limits::Places::new(settings.query_instances_max),
+                interrupted: AtomicBool::new(false),
                 stop,
                 ticker: Some(ticker),
             }),
@@ -176,6 +179,16 @@ impl Engine {
     /// machine's inputs.
     pub fn fingerprint(&self) -> &str {
         &self.shared.fingerprint
+    }
+
+    /// Ends all calls within some epochs, and every later one as soon: each ends as a fault, so that nothing
+    /// of it is taken for the guest's doing. For a node that stops and has waited long enough; never undone.
+    pub fn interrupt(&self) {
+        self.shared.interrupted.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.shared.interrupted.load(Ordering::Relaxed)
     }
 
     /// As given to [`Engine::new`].

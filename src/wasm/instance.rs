@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use wasmtime::{Store, Trap};
+use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::bindings::{resident, stored};
 use super::data::Data;
-use super::engine::EPOCH_MS;
+use super::engine::{EPOCH_MS, Engine};
 use super::limits::{
     HANDLES_MAX, HOSTCALL_BYTES_MAX, INPUT_FUEL, INSTANTIATION_FUEL, Limiter, Place, QUERY_FUEL, QUERY_TIME,
 };
@@ -28,6 +28,9 @@ use stored::statehouse::machine::types as wit;
 /// A deadline that no epoch reaches: for inputs, which only fuel may end, because replicas share fuel and not
 /// time.
 const NO_DEADLINE: u64 = 1 << 62;
+
+/// After so many epochs a call that goes on looks whether the engine was told to end all calls.
+const LOOK_EPOCHS: u64 = 2;
 
 /// What one call may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,9 +191,11 @@ impl Live {
     /// Makes an instance within its own fixed budget.
     pub fn make(module: &Module, seed: [u8; 32], memory_bytes_max: usize) -> Result<Live, Fault> {
         let limiter = Limiter::new(memory_bytes_max);
-        let data = Data { frame: None, limiter, wasi: Wasi::new(seed), fault: None };
+        let data = Data { frame: None, limiter, wasi: Wasi::new(seed), fault: None, epochs_left: 0 };
         let mut store = Store::new(module.engine().wasmtime(), data);
         store.limiter(|data| &mut data.limiter);
+        let engine = module.engine().clone();
+        store.epoch_deadline_callback(move |mut caller| Ok(at_epoch(&engine, caller.data_mut())));
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);
         set_budget(&mut store, Budget { fuel: INSTANTIATION_FUEL, epoch_ticks: NO_DEADLINE });
@@ -340,7 +345,22 @@ fn never_called() -> wasmtime::Error {
 fn set_budget(store: &mut Store<Data>, budget: Budget) {
     // The engine's one configuration has fuel on, which is the only thing that can be missing.
     store.set_fuel(budget.fuel).expect("fuel is on in every engine of this project");
-    store.set_epoch_deadline(budget.epoch_ticks.min(NO_DEADLINE));
+    let epochs = budget.epoch_ticks.min(LOOK_EPOCHS);
+    store.set_epoch_deadline(epochs);
+    store.data_mut().epochs_left = budget.epoch_ticks.min(NO_DEADLINE) - epochs;
+}
+
+/// What becomes of a call that is still running some epochs after the last look. Whether it goes on depends
+/// on the time only if its budget does, or if the node stops; then its ending is a fault, which no replica
+/// takes for a fact about the guest.
+fn at_epoch(engine: &Engine, data: &mut Data) -> UpdateDeadline {
+    if engine.is_interrupted() {
+        data.fault = Some(Fault::new("the node is stopping and waits for no guest"));
+        return UpdateDeadline::Interrupt;
+    }
+    let epochs = data.epochs_left.min(LOOK_EPOCHS);
+    data.epochs_left -= epochs;
+    if epochs == 0 { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(epochs) }
 }
 
 /// What the guest gave back, if it keeps to the contract.

@@ -198,6 +198,7 @@ pub fn link(linker: &mut Linker<Data>, name: &str) -> Result<()> {
         bail!("the import {name} is not allowed")
     };
     let mut instance = linker.instance(name)?;
+    link_used_resources(&mut instance, interface)?;
     match interface {
         "wasi:cli/environment" => link_environment(&mut instance),
         "wasi:cli/stdin" => {
@@ -229,6 +230,30 @@ pub fn link(linker: &mut Linker<Data>, name: &str) -> Result<()> {
             Ok(((wasi.random_u64(), wasi.random_u64()),))
         }),
         // Allowed, and all of it traps.
+        _ => Ok(()),
+    }
+}
+
+/// The resources that an interface takes from another one: a component imports them from both, as one type.
+fn link_used_resources(instance: &mut LinkerInstance<Data>, interface: &str) -> Result<()> {
+    match interface {
+        "wasi:cli/stdin" => resource::<InputStream>(instance, "input-stream"),
+        "wasi:cli/stdout" | "wasi:cli/stderr" => resource::<OutputStream>(instance, "output-stream"),
+        "wasi:cli/terminal-stdin" => resource::<Terminal>(instance, "terminal-input"),
+        "wasi:cli/terminal-stdout" | "wasi:cli/terminal-stderr" => {
+            resource::<Terminal>(instance, "terminal-output")
+        }
+        "wasi:clocks/monotonic-clock" => resource::<Pollable>(instance, "pollable"),
+        "wasi:filesystem/preopens" => resource::<Descriptor>(instance, "descriptor"),
+        "wasi:filesystem/types" => {
+            resource::<InputStream>(instance, "input-stream")?;
+            resource::<OutputStream>(instance, "output-stream")?;
+            resource::<IoError>(instance, "error")
+        }
+        "wasi:io/streams" => {
+            resource::<IoError>(instance, "error")?;
+            resource::<Pollable>(instance, "pollable")
+        }
         _ => Ok(()),
     }
 }

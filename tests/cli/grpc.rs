@@ -98,7 +98,7 @@ async fn a_stream_of_queries_answers_each() {
     let mut answered = 0;
     while let Some((id, result)) = answers.next().await.unwrap() {
         match result {
-            Ok(found) => assert_eq!(number(&found.outcome), 7),
+            Ok(found) => assert_eq!(number(&found.outcome.into()), 7),
             Err(error) => assert!(id == 250 && matches!(error, Error::NotFound(_)), "{id}: {error}"),
         }
         answered += 1;

@@ -171,10 +171,9 @@ impl Store<'_> {
         };
         let client = self.global.client()?;
         let answered = client.query(&self.machine, request.to_envelope(), consistency).await?;
-        self.check(&answered.outcome, || {
-            output::outcome(&answered.outcome, (answered.index, answered.revision), true, false)
-        })?;
-        let found = RangeRequest::answer(output::answer(&answered.outcome)?)?;
+        let outcome = answered.outcome.into();
+        self.check(&outcome, || output::outcome(&outcome, (answered.index, answered.revision), true, false))?;
+        let found = RangeRequest::answer(output::answer(&outcome)?)?;
         if self.global.json {
             output::json(&range_json(&found))?;
         } else if get.prefix {

@@ -167,14 +167,6 @@ fn features_that_the_contract_leaves_out_are_refused_by_name() {
     }
 }
 
-/// With the metadata of the world `stored`.
-fn core_module_of(mut module: Vec<u8>) -> Vec<u8> {
-    let donor = core_module("(module)", "stored");
-    // All that is in the donor behind its header is the metadata's section.
-    module.extend_from_slice(&donor[8..]);
-    module
-}
-
 #[test]
 fn shared_memory_and_memory_over_the_limit_are_refused() {
     for (memory, word) in [
@@ -196,32 +188,6 @@ fn a_table_over_the_limit_is_refused() {
         refused(&module),
         Rejected::OverBound { what: "elements in one table", value: 100_000_000, max: 100_000 }
     );
-}
-
-/// A module of `count` functions with a body of `body`, each.
-fn many_functions(count: usize, body: &str) -> Vec<u8> {
-    wat::parse_str(format!("(module {})", format!("(func {body})").repeat(count))).unwrap()
-}
-
-/// Puts a core module into a component.
-fn wrapped(module: &[u8]) -> Vec<u8> {
-    let mut component = b"\0asm\x0d\0\x01\0".to_vec();
-    section(&mut component, 1, module);
-    component
-}
-
-fn section(component: &mut Vec<u8>, id: u8, content: &[u8]) {
-    component.push(id);
-    let mut length = content.len();
-    loop {
-        let more = length > 0x7f;
-        component.push((length & 0x7f) as u8 | if more { 0x80 } else { 0 });
-        length >>= 7;
-        if !more {
-            break;
-        }
-    }
-    component.extend_from_slice(content);
 }
 
 #[test]
