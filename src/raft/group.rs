@@ -14,7 +14,7 @@ use raft::{Config, RaftState, RawNode, StateRole};
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::{Batch, Operation};
 use crate::raft::election::ElectionTimeout;
-use crate::raft::input::{GroupStart, ProposalId, ReadId};
+use crate::raft::input::{GroupStart, MembershipStep, ProposalId, ReadId};
 use crate::raft::log_cache::{LogCache, Wish, from_engine};
 use crate::raft::log_clock::LogClock;
 use crate::raft::message::{PeerBody, PeerMessage, from_engine_message, to_engine_message};
@@ -212,6 +212,46 @@ impl Group {
             && progress.is_some_and(|progress| index.0 <= progress.matched)
     }
 
+    /// A change of membership is wanted. The engine would make an empty entry of one that comes at the wrong
+    /// time.
+    pub(super) fn change(&mut self, id: ProposalId, steps: &[MembershipStep], turn: &mut Turn) {
+        let raft = &self.node.raft;
+        let refusal = if !self.leads() || raft.lead_transferee.is_some() {
+            ProposeError::NotLeader { leader: self.leader_node() }
+        } else if raft.has_pending_conf() || !self.membership.1.voters_outgoing.is_empty() {
+            ProposeError::ChangePending
+        } else {
+            match membership::plan(steps, raft.prs(), self.replica) {
+                Err(reason) => ProposeError::InvalidChange(reason),
+                Ok(change) => return self.propose_change(id, change, turn),
+            }
+        };
+        turn.out.refused.push((id, refusal));
+    }
+
+    fn propose_change(&mut self, id: ProposalId, change: eraftpb::ConfChangeV2, turn: &mut Turn) {
+        let (index, term) = (Index(self.node.raft.raft_log.last_index() + 1), Term(self.node.raft.term));
+        self.proposals.sent(index, term, vec![id], 0);
+        if self.node.propose_conf_change(Vec::new(), change).is_ok() {
+            turn.out.proposed.push(Proposed { group: self.id, index, term, ids: vec![id] });
+        } else {
+            let refuse = |id| (id, ProposeError::NotLeader { leader: None });
+            turn.out.refused.extend(self.proposals.not_sent().into_iter().map(refuse));
+        }
+    }
+
+    /// Another replica lives on this node.
+    pub(super) fn locate(&mut self, replica: ReplicaId, node: NodeId) {
+        self.nodes.insert(replica, node);
+    }
+
+    /// Another voter is to lead.
+    pub(super) fn transfer(&mut self, to: ReplicaId) {
+        if self.leads() {
+            self.node.transfer_leader(to.0);
+        }
+    }
+
     /// Entries came back from the log for those who lag behind.
     pub(super) fn loaded(&mut self, from: Index, entries: Vec<Entry>) {
         let (granted, open) =
@@ -231,7 +271,7 @@ impl Group {
     pub(super) fn campaign(&mut self) {
         if self.alone() {
             self.campaign_alone();
-        } else if !self.leads() {
+        } else if !self.leads() && self.node.raft.promotable() {
             // Refused while a committed change of membership is not applied; the next timeout tries again.
             let _ = self.node.campaign();
             self.set_election_timeout();
@@ -448,6 +488,11 @@ impl Group {
         let change = membership::read_change(data).unwrap_or_else(|reason| panic!("entry {index}: {reason}"));
         let Ok(state) = self.node.apply_conf_change(&change) else { return false };
         self.membership = (index, membership::from_engine(&state));
+        if !self.node.raft.promotable() && self.node.raft.state != StateRole::Follower {
+            // No longer a voter. The engine would go on to lead, or to stand for election, and break when it wins.
+            let term = self.node.raft.term;
+            self.node.raft.become_follower(term, raft::INVALID_ID);
+        }
         self.set_election_timeout();
         true
     }
@@ -569,6 +614,9 @@ impl Group {
         (self.leads() && self.clock.term().0 == self.node.raft.term).then(|| self.clock.read(now))
     }
 
+    pub(super) fn dbg(&self) -> String {
+        format!("wishes {:?} prs {:?} conf {:?}", self.wishes, self.node.raft.prs().iter().collect::<Vec<_>>(), self.node.raft.prs().conf())
+    }
     /// Everything about the group.
     pub(super) fn status(&self) -> GroupStatus {
         let log = &self.node.raft.raft_log;

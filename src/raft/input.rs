@@ -72,6 +72,33 @@ pub enum Input {
         /// The message.
         message: PeerMessage,
     },
+    /// Change who is in the group. Several steps come into force together, through a joint membership.
+    /// Reported in `proposed` under this id, like a batch of one operation; it is done when its index is
+    /// applied.
+    ChangeMembership {
+        /// The group.
+        group: GroupId,
+        /// What `proposed` or `refused` will call it.
+        id: ProposalId,
+        /// What to change.
+        steps: Vec<MembershipStep>,
+    },
+    /// On which node another replica lives. Needed before anything can be sent to a replica that never spoke.
+    Locate {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Its node.
+        node: NodeId,
+    },
+    /// Let this voter lead instead. Commands gather meanwhile; after an election timeout it is given up.
+    Transfer {
+        /// The group.
+        group: GroupId,
+        /// The next leader.
+        to: ReplicaId,
+    },
     /// Entries that the shard asked for in `Output::load`. None: the log no longer has them.
     Loaded {
         /// The group.
@@ -88,6 +115,18 @@ pub enum Input {
     },
     /// `tick_ms` have passed.
     Tick,
+}
+
+/// A step of a change of membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MembershipStep {
+    /// Make it a voter, whatever it was before. A new one should be a learner first, until it has caught up.
+    AddVoter(ReplicaId),
+    /// Make it a learner, whatever it was before.
+    AddLearner(ReplicaId),
+    /// Let it go. Drop its data only when the others have applied the change: until then its vote may be
+    /// needed.
+    Remove(ReplicaId),
 }
 
 /// A group as the node finds it when it starts, or makes it.

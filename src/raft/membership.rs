@@ -5,7 +5,10 @@
 
 use prost::Message as _;
 use raft::eraftpb::{self, ConfChangeTransition, ConfChangeType};
+use raft::{Changer, ProgressTracker};
 
+use crate::id::ReplicaId;
+use crate::raft::input::MembershipStep;
 use crate::storage::entry::Membership;
 
 /// The stored form of a change: what the engine writes, field by field.
@@ -24,6 +27,42 @@ struct StepRow {
     kind: i32,
     #[prost(uint64, tag = "2")]
     replica: u64,
+}
+
+/// What `steps` mean to the engine. Why not, if they cannot be done, is told by `members`, the engine's own
+/// rules.
+pub(super) fn plan(
+    steps: &[MembershipStep],
+    members: &ProgressTracker,
+    leader: ReplicaId,
+) -> Result<eraftpb::ConfChangeV2, String> {
+    if steps.is_empty() {
+        return Err("there is nothing to change".to_owned());
+    }
+    let mut change = eraftpb::ConfChangeV2::default();
+    for step in steps {
+        let (kind, replica) = match *step {
+            MembershipStep::AddVoter(replica) => (ConfChangeType::AddNode, replica),
+            MembershipStep::AddLearner(replica) => (ConfChangeType::AddLearnerNode, replica),
+            MembershipStep::Remove(replica) => (ConfChangeType::RemoveNode, replica),
+        };
+        if replica.0 == 0 {
+            return Err("a replica's id cannot be 0".to_owned());
+        }
+        if replica == leader && kind != ConfChangeType::AddNode {
+            return Err(format!("replica {replica} leads the group: transfer the leadership first"));
+        }
+        let mut step = eraftpb::ConfChangeSingle { node_id: replica.0, ..Default::default() };
+        step.set_change_type(kind);
+        change.mut_changes().push(step);
+    }
+    let mut trial = Changer::new(members);
+    let outcome = match change.enter_joint() {
+        Some(auto_leave) => trial.enter_joint(auto_leave, &change.changes),
+        None => trial.simple(&change.changes),
+    };
+    outcome.map_err(|e| e.to_string())?;
+    Ok(change)
 }
 
 /// Reads a committed change. An empty one ends a joint membership.

@@ -49,7 +49,7 @@ mod start;
 mod tests;
 mod unsynced;
 
-pub use input::{GroupStart, Input, ProposalId, ReadId};
+pub use input::{GroupStart, Input, MembershipStep, ProposalId, ReadId};
 pub use message::PeerMessage;
 pub use output::{
     ApplyJob, GroupStatus, Output, PeerOut, ProposeError, Proposed, ReadError, ReadReady, Role, RoleChange,

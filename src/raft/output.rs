@@ -96,6 +96,12 @@ pub enum ProposeError {
         /// The limit.
         bytes_max: usize,
     },
+    /// Not done. A change of membership is under way, or this leader is new and does not know yet; try again.
+    #[error("another change of the group's membership is under way: try again when it is done")]
+    ChangePending,
+    /// Not done, and never will be.
+    #[error("the group's membership cannot change like that: {0}")]
+    InvalidChange(String),
     /// Not done: another leader's entry took its place. It may be proposed again.
     #[error("the leader changed and the command was not kept: send it again")]
     Lost,

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::id::{GroupId, Index, LogTime, NodeId};
 use crate::machine::batch::Operation;
 use crate::raft::group::Group;
-use crate::raft::input::{GroupStart, Input, ProposalId, ReadId};
+use crate::raft::input::{GroupStart, Input, MembershipStep, ProposalId, ReadId};
 use crate::raft::output::{GroupStatus, Output, ProposeError, ReadError, ReadReady};
 use crate::storage::entry::LogWrite;
 use crate::time::Now;
@@ -156,6 +156,11 @@ impl Shard {
             Input::Message { from, group, message } => {
                 self.touch(now, group, out, |group, turn| group.step(from, message, turn));
             }
+            Input::ChangeMembership { group, id, steps } => self.change(now, group, id, &steps, out),
+            Input::Locate { group, replica, node } => {
+                self.touch(now, group, out, |group, _| group.locate(replica, node));
+            }
+            Input::Transfer { group, to } => self.touch(now, group, out, |group, _| group.transfer(to)),
             Input::Loaded { group, from, entries } => {
                 self.touch(now, group, out, |group, _| group.loaded(from, entries));
             }
@@ -238,6 +243,24 @@ impl Shard {
         }
     }
 
+    fn change(
+        &mut self,
+        now: Now,
+        id: GroupId,
+        proposal: ProposalId,
+        steps: &[MembershipStep],
+        out: &mut Output,
+    ) {
+        let refusal = match self.groups.get(&id) {
+            None => ProposeError::UnknownGroup,
+            Some(Slot::Quarantined(reason)) => ProposeError::Quarantined(reason.clone()),
+            Some(Slot::Open(_)) => {
+                return self.touch(now, id, out, |group, turn| group.change(proposal, steps, turn));
+            }
+        };
+        out.refused.push((proposal, refusal));
+    }
+
     fn read(&mut self, now: Now, id: GroupId, read: ReadId, out: &mut Output) {
         let refusal = match self.groups.get_mut(&id) {
             None => ReadError::UnknownGroup,
@@ -300,6 +323,7 @@ impl Shard {
         out.quarantined.push((id, reason));
     }
 
+    pub fn dbg(&self, group: GroupId) -> Option<String> { self.group(group).map(Group::dbg) }
     /// Where a group stands; none if it is not open.
     pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
         self.group(group).map(Group::status)

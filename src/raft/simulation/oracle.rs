@@ -8,7 +8,7 @@ use crate::id::{GroupId, Index, LogTime, NodeId, Term};
 use crate::machine::batch::{Act, Batch, Operation};
 use crate::raft::input::{ProposalId, ReadId};
 use crate::raft::output::{ProposeError, RoleChange};
-use crate::storage::entry::{Entry, EntryKind};
+use crate::storage::entry::{Entry, EntryKind, Membership};
 
 /// Where a command is: index and offset in its batch.
 type Place = (GroupId, Index, usize);
@@ -27,6 +27,8 @@ pub(super) struct Oracle {
     leaders: BTreeMap<(GroupId, Term), NodeId>,
     /// The last acknowledged index of each group.
     acknowledged_to: BTreeMap<GroupId, Index>,
+    /// Every membership that came into force, with the index of its change; the first one at 0.
+    memberships: BTreeMap<(GroupId, Index), Membership>,
     /// What each read must at least see.
     reads: BTreeMap<ReadId, Index>,
     pub(super) reads_answered: u64,
@@ -109,6 +111,28 @@ impl Oracle {
                 assert!(self.never.insert(id), "{id:?} is refused twice");
             }
         }
+    }
+
+    /// A node puts a membership into force.
+    pub(super) fn membership(&mut self, group: GroupId, index: Index, membership: &Membership) {
+        let known = self.memberships.entry((group, index)).or_insert_with(|| membership.clone());
+        assert_eq!(known, membership, "two nodes disagree on who is in group {group} from {index} on");
+    }
+
+    /// The membership that came into force last.
+    pub(super) fn members(&self, group: GroupId) -> &Membership {
+        self.memberships.range((group, Index(0))..=(group, Index(u64::MAX))).next_back().unwrap().1
+    }
+
+    /// Whether replicas that hold an entry suffice to commit it. The leader that committed it may not have
+    /// put the last change before it into force yet.
+    pub(super) fn suffice(&self, group: GroupId, index: Index, holds: impl Fn(u64) -> bool) -> bool {
+        let majority = |voters: &[u64]| voters.iter().filter(|id| holds(**id)).count() * 2 > voters.len();
+        let before = self.memberships.range((group, Index(0))..(group, index)).rev().take(2);
+        before.into_iter().any(|(_, members)| {
+            majority(&members.voters)
+                && (members.voters_outgoing.is_empty() || majority(&members.voters_outgoing))
+        })
     }
 
     /// A client asks for a read.

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{GroupId, Index, NodeId};
-use crate::raft::input::{Input, ProposalId, ReadId};
+use crate::id::{GroupId, Index, NodeId, ReplicaId};
+use crate::raft::input::{Input, MembershipStep, ProposalId, ReadId};
 use crate::raft::message::PeerBody;
-use crate::raft::output::{ApplyJob, Output, PeerOut, Role};
+use crate::raft::output::{ApplyJob, Output, PeerOut, ProposeError, Role};
 use crate::raft::shard::ShardConfig;
 use crate::raft::simulation::Rng;
-use crate::raft::simulation::node::{Disk, SimNode, replica_of};
+use crate::raft::simulation::node::{Disk, Life, SimNode, replica_of};
 use crate::raft::simulation::oracle::{Oracle, command};
-use crate::storage::entry::{GroupLog, Membership};
+use crate::storage::entry::{EntryKind, GroupLog, Membership};
 
 /// What was done to the nodes. Counted, because a test whose faults never happen shows nothing.
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub(super) struct Faults {
     counts: BTreeMap<&'static str, u64>,
 }
 
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 16] = [
     "acknowledged",
     "crash",
     "cut log",
@@ -29,7 +29,10 @@ const KINDS: [&str; 13] = [
     "lost message",
     "lost proposal",
     "lost write",
+    "membership change",
+    "membership refused",
     "read answered",
+    "transfer",
     "unknown fate",
     "write synced but not reported",
 ];
@@ -41,6 +44,10 @@ impl Faults {
 
     pub(super) fn add(&mut self, other: &Faults) {
         other.counts.iter().for_each(|(kind, count)| *self.counts.entry(kind).or_default() += count);
+    }
+
+    pub(super) fn counts(&self) -> &BTreeMap<&'static str, u64> {
+        &self.counts
     }
 
     pub(super) fn assert_all_happened(&self) {
@@ -67,6 +74,9 @@ pub(super) struct World {
     last_id: u64,
     config: ShardConfig,
     calm: bool,
+    /// Whether replicas come and go. The log is not cut then: without snapshots, only the whole of it makes a
+    /// replica.
+    changing: bool,
     pub(super) faults: Faults,
     /// Every output, if asked for.
     pub(super) record: Vec<String>,
@@ -79,11 +89,13 @@ impl World {
         let size = [1, 1, 2, 3, 3, 3, 5][rng.below(7) as usize];
         let ids: Vec<NodeId> = (1..=size).map(NodeId).collect();
         let groups: Vec<GroupId> = (0..1 + rng.below(3)).map(GroupId).collect();
-        let voters = ids.iter().map(|&id| replica_of(id).0).collect::<Vec<_>>();
-        let first = GroupLog {
-            membership: (Index(0), Membership { voters, ..Membership::default() }),
-            ..GroupLog::default()
-        };
+        let changing = size > 1 && rng.one_in(2);
+        let at_first = if changing { 1 + rng.below(size) } else { size };
+        let voters = ids[..at_first as usize].iter().map(|&id| replica_of(id).0).collect::<Vec<_>>();
+        let membership = Membership { voters, ..Membership::default() };
+        let mut oracle = Oracle::default();
+        groups.iter().for_each(|&group| oracle.membership(group, Index(0), &membership));
+        let first = GroupLog { membership: (Index(0), membership), ..GroupLog::default() };
         let mut nodes = BTreeMap::new();
         for &id in &ids {
             let disk = Disk {
@@ -111,10 +123,11 @@ impl World {
             nodes,
             packets: Vec::new(),
             isolated: BTreeMap::new(),
-            oracle: Oracle::default(),
+            oracle,
             last_id: 0,
             config,
             calm: false,
+            changing,
             faults: Faults::default(),
             record: Vec::new(),
             recording,
@@ -151,6 +164,7 @@ impl World {
         let mut text = format!("{} acknowledged, {:?}", self.oracle.acknowledged.len(), self.faults.counts);
         for (id, node) in &self.nodes {
             let Some(life) = &node.life else { continue };
+            for g in &self.groups { text += &format!("\nDBG {g} {:?} {:?}", life.shard.dbg(*g), life.loads); }
             for &group in &self.groups {
                 text += &format!("\nnode {id}: {:?}", life.shard.group_status(group));
             }
@@ -164,15 +178,20 @@ impl World {
         text
     }
 
-    /// Whether every command up to this one has a fate, and every node has applied as much as this of each
-    /// group.
+    /// Whether every command up to this one has a fate, every member has applied as much as this of each
+    /// group, and no change of membership is half done.
     fn settled(&self, last_id: u64, applied: &[u64]) -> bool {
-        self.nodes.values().all(|node| {
-            node.life.as_ref().is_some_and(|life| {
-                let done = |(group, &index)| life.applied[group].0 >= index;
-                life.open.keys().all(|id| id.0 > last_id) && self.groups.iter().zip(applied).all(done)
-            })
-        })
+        let done = |node: &SimNode, life: &Life| {
+            let mut fates = life.open.keys();
+            fates.all(|id| id.0 > last_id)
+                && self.groups.iter().zip(applied).all(|(&group, &index)| {
+                    let members = self.oracle.members(group);
+                    let own = replica_of(node.id).0;
+                    let member = members.voters.contains(&own) || members.learners.contains(&own);
+                    members.voters_outgoing.is_empty() && (!member || life.applied[&group].0 >= index)
+                })
+        };
+        self.nodes.values().all(|node| node.life.as_ref().is_some_and(|life| done(node, life)))
     }
 
     fn step(&mut self) {
@@ -212,8 +231,57 @@ impl World {
                     life.inbox.push(Input::Campaign { group });
                 }
             }
+            4 => self.transfer(),
+            5 | 6 if self.changing => self.change_membership(),
             _ => {}
         }
+    }
+
+    /// A leader of some group, if one believes to be it.
+    fn some_leader(&mut self) -> Option<(NodeId, GroupId)> {
+        let group = self.groups[self.rng.below(self.groups.len() as u64) as usize];
+        let leads = |node: &&SimNode| {
+            let status = node.life.as_ref().and_then(|life| life.shard.group_status(group));
+            status.is_some_and(|status| status.standing.role == Role::Leader)
+        };
+        let leaders: Vec<NodeId> = self.nodes.values().filter(leads).map(|node| node.id).collect();
+        let at = self.rng.below(leaders.len().max(1) as u64) as usize;
+        leaders.get(at).map(|&leader| (leader, group))
+    }
+
+    fn tell(&mut self, node: NodeId, input: Input) {
+        if let Some(life) = &mut self.nodes.get_mut(&node).unwrap().life {
+            life.inbox.push(input);
+        }
+    }
+
+    fn some_replica(&mut self) -> ReplicaId {
+        replica_of(self.ids[self.rng.below(self.ids.len() as u64) as usize])
+    }
+
+    fn transfer(&mut self) {
+        let to = self.some_replica();
+        if let Some((leader, group)) = self.some_leader() {
+            self.tell(leader, Input::Transfer { group, to });
+            self.faults.count("transfer");
+        }
+    }
+
+    fn change_membership(&mut self) {
+        let Some((leader, group)) = self.some_leader() else { return };
+        let steps = (0..1 + self.rng.below(3)).map(|_| {
+            let replica = self.some_replica();
+            match self.rng.below(5) {
+                0 => MembershipStep::AddLearner(replica),
+                1 => MembershipStep::Remove(replica),
+                _ => MembershipStep::AddVoter(replica),
+            }
+        });
+        let steps = steps.collect();
+        self.last_id += 1;
+        let id = ProposalId(self.last_id);
+        self.nodes.get_mut(&leader).unwrap().life.as_mut().unwrap().open.insert(id, None);
+        self.tell(leader, Input::ChangeMembership { group, id, steps });
     }
 
     /// The process dies. What was not synced is lost, but for what the disk had written without saying so.
@@ -305,6 +373,10 @@ impl World {
                     let ids = life.proposed.remove(&key).unwrap_or_default();
                     for (offset, id) in ids.into_iter().enumerate() {
                         assert_eq!(life.open.remove(&id), Some(Some(key)), "{id:?}");
+                        if entry.kind == EntryKind::Membership {
+                            self.faults.count("membership change");
+                            continue;
+                        }
                         self.oracle.acknowledge(id, (job.group, entry.index, offset));
                     }
                 }
@@ -320,8 +392,10 @@ impl World {
         if self.rng.one_in(50) {
             for (&group, &applied) in &life.applied {
                 node.disk.flushed.insert(group, applied);
-                life.inbox
-                    .push(Input::Truncate { group, to: Index(applied.0.saturating_sub(self.rng.below(20))) });
+                if !self.changing {
+                    let to = Index(applied.0.saturating_sub(self.rng.below(20)));
+                    life.inbox.push(Input::Truncate { group, to });
+                }
             }
         }
     }
@@ -353,8 +427,11 @@ impl World {
         for (id, error) in out.refused {
             self.oracle.refuse(id, &error);
             match error {
-                crate::raft::ProposeError::Lost => self.faults.count("lost proposal"),
-                crate::raft::ProposeError::Unknown => self.faults.count("unknown fate"),
+                ProposeError::Lost => self.faults.count("lost proposal"),
+                ProposeError::ChangePending | ProposeError::InvalidChange(_) => {
+                    self.faults.count("membership refused");
+                }
+                ProposeError::Unknown => self.faults.count("unknown fate"),
                 _ => {}
             }
             let place = life.open.remove(&id).unwrap_or_else(|| panic!("{id:?} has a second fate: {error}"));
@@ -368,6 +445,9 @@ impl World {
         for write in &out.log {
             if write.truncate.is_some() {
                 self.faults.count("cut log");
+            }
+            if let Some((index, membership)) = &write.membership {
+                self.oracle.membership(write.group, *index, membership);
             }
         }
         life.unsynced.extend(out.log);
@@ -388,9 +468,13 @@ impl World {
             *delivered = entry.index;
             assert!(node.disk.holds(job.group, entry.index, entry.term), "applied before it is synced here");
             if self.oracle.deliver(job.group, entry) {
-                let holds = |node: &&SimNode| node.disk.holds(job.group, entry.index, entry.term);
-                let holders = self.nodes.values().filter(holds).count();
-                assert!(holders * 2 > self.nodes.len(), "applied with {holders} copies on disk");
+                let holds = |replica: u64| {
+                    let mut nodes = self.nodes.values();
+                    let node = nodes.find(|node| replica_of(node.id).0 == replica).unwrap();
+                    node.disk.holds(job.group, entry.index, entry.term)
+                };
+                let enough = self.oracle.suffice(job.group, entry.index, holds);
+                assert!(enough, "entry {} is applied with too few copies on disk", entry.index);
             }
         }
         self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap().jobs.push_back(job);
@@ -420,6 +504,7 @@ impl World {
             }
             _ => {}
         }
+        if self.now_ms > 1_067_500 && out.group.0 == 1 && (from.0 == 5 || out.to.0 == 5) { eprintln!("MSG {} {from} {:.300}", self.now_ms, format!("{out:?}")); }
         if !self.calm && self.rng.one_in(20) {
             self.faults.count("lost message");
             return;
