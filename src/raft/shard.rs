@@ -323,7 +323,6 @@ impl Shard {
         out.quarantined.push((id, reason));
     }
 
-    pub fn dbg(&self, group: GroupId) -> Option<String> { self.group(group).map(Group::dbg) }
     /// Where a group stands; none if it is not open.
     pub fn group_status(&self, group: GroupId) -> Option<GroupStatus> {
         self.group(group).map(Group::status)

@@ -46,10 +46,6 @@ impl Faults {
         other.counts.iter().for_each(|(kind, count)| *self.counts.entry(kind).or_default() += count);
     }
 
-    pub(super) fn counts(&self) -> &BTreeMap<&'static str, u64> {
-        &self.counts
-    }
-
     pub(super) fn assert_all_happened(&self) {
         assert_eq!(self.counts.keys().copied().collect::<Vec<_>>(), KINDS, "{:?}", self.counts);
     }
@@ -164,7 +160,6 @@ impl World {
         let mut text = format!("{} acknowledged, {:?}", self.oracle.acknowledged.len(), self.faults.counts);
         for (id, node) in &self.nodes {
             let Some(life) = &node.life else { continue };
-            for g in &self.groups { text += &format!("\nDBG {g} {:?} {:?}", life.shard.dbg(*g), life.loads); }
             for &group in &self.groups {
                 text += &format!("\nnode {id}: {:?}", life.shard.group_status(group));
             }
@@ -504,7 +499,6 @@ impl World {
             }
             _ => {}
         }
-        if self.now_ms > 1_067_500 && out.group.0 == 1 && (from.0 == 5 || out.to.0 == 5) { eprintln!("MSG {} {from} {:.300}", self.now_ms, format!("{out:?}")); }
         if !self.calm && self.rng.one_in(20) {
             self.faults.count("lost message");
             return;
