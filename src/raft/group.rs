@@ -8,26 +8,32 @@
 use std::collections::BTreeMap;
 
 use prost::Message as _;
-use raft::eraftpb::{self, EntryType};
-use raft::{Config, RaftState, RawNode, StateRole};
+use raft::eraftpb::{self, EntryType, MessageType};
+use raft::{Config, RaftState, RawNode};
 
-use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
+use crate::id::{GroupId, Index, NodeId, ReplicaId, Term};
 use crate::machine::batch::{Batch, Operation};
 use crate::raft::election::ElectionTimeout;
-use crate::raft::input::{GroupStart, MembershipStep, ProposalId, ReadId};
+use crate::raft::input::{GroupStart, ProposalId, ReadId};
 use crate::raft::log_cache::{LogCache, Wish, from_engine};
 use crate::raft::log_clock::LogClock;
 use crate::raft::message::{PeerBody, PeerMessage, from_engine_message, to_engine_message};
 use crate::raft::output::{
-    ApplyJob, GroupStatus, LogLoad, PeerOut, ProposeError, Proposed, ReadError, ReadReady, Role, RoleChange,
+    ApplyJob, LogLoad, PeerOut, ProposeError, Proposed, ReadError, ReadReady, RoleChange,
 };
 use crate::raft::proposals::Proposals;
 use crate::raft::read::Reads;
 use crate::raft::shard::{ShardConfig, Turn};
+#[cfg(test)]
+use crate::raft::simulation::Bug;
 use crate::raft::unsynced::{Synced, Unsynced};
 use crate::raft::{membership, start};
 use crate::storage::entry::{Entry, LogWrite, Membership};
 use crate::time::Now;
+
+mod change;
+mod snapshot;
+mod standing;
 
 /// One group on this node.
 pub(super) struct Group {
@@ -46,6 +52,10 @@ pub(super) struct Group {
     /// The last entry handed out to be applied.
     delivered: Index,
     applied: Index,
+    /// A snapshot that takes the log's place.
+    staged: Option<snapshot::Staged>,
+    /// The term, and whom this replica took for its leader, when it last looked.
+    led_by: (u64, u64),
     election_timeout: ElectionTimeout,
     /// What was said last of this replica's standing.
     announced: Option<RoleChange>,
@@ -80,10 +90,11 @@ impl Group {
             // Off: with it, 0.7 adds entries to a waiting *empty* append without a look whether they follow
             // its index, and the follower acknowledges entries that it never got (found by simulation, seed
             // 2).
-            batch_append: false,
+            batch_append: config.batches_appends(),
             ..Config::default()
         };
-        let cache = LogCache::new(initial, log.start, time_floor, log.entries);
+        let mut cache = LogCache::new(initial, log.start, time_floor, log.entries);
+        cache.set_applied(applied);
         let quiet = slog::Logger::root(slog::Discard, slog::o!());
         let node =
             RawNode::new(&engine, cache, &quiet).map_err(|e| format!("the engine refuses the group: {e}"))?;
@@ -100,6 +111,8 @@ impl Group {
             membership: log.membership,
             delivered: applied,
             applied,
+            staged: None,
+            led_by: (hard_state.term.0, raft::INVALID_ID),
             election_timeout: ElectionTimeout::new(seed, config.election_ticks, hard_state.term.0),
             announced: None,
             wishes: Vec::new(),
@@ -134,6 +147,7 @@ impl Group {
 
     /// The log thread has synced everything up to this write.
     pub(super) fn persisted(&mut self, number: u64, turn: &mut Turn) {
+        self.install_staged(number, turn);
         if let Some(synced) = self.unsynced.synced(number) {
             self.after_sync(synced, turn);
             self.evict(turn.config);
@@ -153,48 +167,26 @@ impl Group {
             self.delivered
         );
         if index > self.applied {
-            self.node.advance_apply_to(index.0);
+            // Of a snapshot the engine knows already.
+            if index.0 > self.node.raft.raft_log.applied {
+                self.node.advance_apply_to(index.0);
+            }
             self.applied = index;
+            self.node.mut_store().set_applied(index);
             self.proposals.applied(index);
         }
     }
 
-    /// The log is no longer needed up to here, as far as this replica is concerned.
-    pub(super) fn truncate(&mut self, to: Index, turn: &mut Turn) {
-        let to = to.min(self.applied).min(self.needed_by_others());
-        if to <= self.node.store().start() {
-            return;
-        }
-        let term = self.node.mut_store().truncate(to);
-        *turn.last_write += 1;
-        let number = *turn.last_write;
-        turn.out.log.push(LogWrite {
-            group: self.id,
-            number,
-            truncate: Some((to, term)),
-            ..LogWrite::default()
-        });
-    }
-
-    /// The last entry that every other replica has, as far as this one knows. One that does not lead knows
-    /// nothing.
-    fn needed_by_others(&self) -> Index {
-        let leads = self.leads();
-        let others = self.node.raft.prs().iter().filter(|(id, _)| **id != self.replica.0);
-        others
-            .map(|(_, progress)| if leads { Index(progress.matched) } else { Index(0) })
-            .min()
-            .unwrap_or(Index(u64::MAX))
-    }
-
     /// Another replica's message.
-    pub(super) fn step(&mut self, from: NodeId, message: PeerMessage, _turn: &mut Turn) {
+    pub(super) fn step(&mut self, from: NodeId, message: PeerMessage, config: &ShardConfig) {
         if message.to != self.replica {
             return;
         }
         // A replica never moves: what the catalog said of it, or its own first message, stays true.
         self.nodes.entry(message.from).or_insert(from);
-        if self.is_stale_rejection(&message) || self.is_question_for_another(&message) {
+        if self.is_stale_rejection(&message)
+            || (self.is_question_for_another(&message) && !config.passes_questions_on())
+        {
             return;
         }
         // The engine refuses answers from replicas that are no longer in the group: nothing is owed to those.
@@ -203,8 +195,8 @@ impl Group {
     }
 
     /// Whether a follower's rejection was overtaken by its later acknowledgement. 0.7 would go back behind
-    /// what is acknowledged, where the log may be cut already, and the follower would wait for ever (found by
-    /// simulation, seed 227).
+    /// what is acknowledged, where the log may be cut already: the follower would get a snapshot that it does
+    /// not need (found by simulation, seed 227).
     fn is_stale_rejection(&self, message: &PeerMessage) -> bool {
         let PeerBody::Rejected { index, .. } = message.body else { return false };
         let progress = self.node.raft.prs().get(message.from.0);
@@ -218,34 +210,6 @@ impl Group {
     /// to it no more (found by simulation, seed 3783). The follower asks again when it knows its leader.
     fn is_question_for_another(&self, message: &PeerMessage) -> bool {
         matches!(message.body, PeerBody::ReadIndex { .. }) && !self.leads()
-    }
-
-    /// A change of membership is wanted. The engine would make an empty entry of one that comes at the wrong
-    /// time.
-    pub(super) fn change(&mut self, id: ProposalId, steps: &[MembershipStep], turn: &mut Turn) {
-        let raft = &self.node.raft;
-        let refusal = if !self.leads() || raft.lead_transferee.is_some() {
-            ProposeError::NotLeader { leader: self.leader_node() }
-        } else if raft.has_pending_conf() || !self.membership.1.voters_outgoing.is_empty() {
-            ProposeError::ChangePending
-        } else {
-            match membership::plan(steps, raft.prs(), self.replica) {
-                Err(reason) => ProposeError::InvalidChange(reason),
-                Ok(change) => return self.propose_change(id, change, turn),
-            }
-        };
-        turn.out.refused.push((id, refusal));
-    }
-
-    fn propose_change(&mut self, id: ProposalId, change: eraftpb::ConfChangeV2, turn: &mut Turn) {
-        let (index, term) = (Index(self.node.raft.raft_log.last_index() + 1), Term(self.node.raft.term));
-        self.proposals.sent(index, term, vec![id], 0);
-        if self.node.propose_conf_change(Vec::new(), change).is_ok() {
-            turn.out.proposed.push(Proposed { group: self.id, index, term, ids: vec![id] });
-        } else {
-            let refuse = |id| (id, ProposeError::NotLeader { leader: None });
-            turn.out.refused.extend(self.proposals.not_sent().into_iter().map(refuse));
-        }
     }
 
     /// Another replica lives on this node.
@@ -312,6 +276,13 @@ impl Group {
         if self.alone() {
             self.campaign_alone();
         }
+        self.take_readies(turn);
+        self.evict(turn.config);
+        self.ask_for_entries(turn);
+        self.announce(turn);
+    }
+
+    fn take_readies(&mut self, turn: &mut Turn) {
         loop {
             self.notice_leadership(turn);
             self.cut_batches(turn);
@@ -321,9 +292,6 @@ impl Group {
             }
             self.take_ready(turn);
         }
-        self.evict(turn.config);
-        self.ask_for_entries(turn);
-        self.announce(turn);
     }
 
     /// The only voter leads as soon as its whole log is synced: the engine relies on that.
@@ -339,6 +307,11 @@ impl Group {
     /// Starts the clock of a new term; refuses commands when there is nothing to lead.
     fn notice_leadership(&mut self, turn: &mut Turn) {
         let term = Term(self.node.raft.term);
+        let led_by = (term.0, self.node.raft.leader_id);
+        if std::mem::replace(&mut self.led_by, led_by) != led_by && led_by.1 != raft::INVALID_ID {
+            // The former leader owes an answer that will not come.
+            self.reads.retry(turn.now.monotonic_ms, 0);
+        }
         if !self.leads() {
             let leader = self.leader_node();
             let refused = self.proposals.give_up_gathered();
@@ -412,16 +385,28 @@ impl Group {
         }
         self.node.mut_store().append(&entries);
         self.node.advance_append_async(ready);
-        if self.node.raft.term > self.unsynced.durable_term().0 {
+        let early = self.node.raft.term > self.unsynced.durable_term().0;
+        #[cfg(test)]
+        let early = early && turn.config.bug != Some(Bug::SpeakInUnsyncedTerm);
+        if early {
             // The only voter leads before its vote for itself is on disk. Were it to send entries of that
             // term and then crash, it could lead the same term again with other entries.
             after_sync.append(&mut now);
+        }
+        #[cfg(test)]
+        if turn.config.bug == Some(Bug::AcknowledgeBeforeSync) {
+            now.append(&mut after_sync);
         }
         self.send(now, turn);
         self.write(number, must_sync, &entries, after_sync, turn);
         self.deliver(&committed, turn);
         for point in read_points {
             let ids = self.reads.confirm(&point.request_ctx);
+            #[cfg(test)]
+            let ids = match turn.config.bug {
+                Some(Bug::ReadCoversLater) => ids.into_iter().chain(self.reads.take_all()).collect(),
+                _ => ids,
+            };
             self.answer(ids, Ok(Index(point.index)), turn);
         }
     }
@@ -453,6 +438,10 @@ impl Group {
     fn send(&self, messages: Vec<eraftpb::Message>, turn: &mut Turn) {
         for message in messages {
             assert_eq!(message.from, self.replica.0, "a replica speaks only for itself");
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.offer_snapshot(&message, turn);
+                continue;
+            }
             let to = ReplicaId(message.to);
             // A replica whose node is unknown will make itself known: it asks for votes, or its node is in
             // the catalog.
@@ -483,27 +472,11 @@ impl Group {
             }
         }
         self.delivered = Index(last.index);
-        turn.out
-            .apply
-            .push(ApplyJob { group: self.id, entries: committed.iter().map(from_engine).collect() });
-    }
-
-    /// Puts a committed change of membership into force; false if it is in force already, or against the
-    /// rules, which it then is on every replica.
-    fn change_membership(&mut self, index: Index, data: &[u8]) -> bool {
-        if index <= self.membership.0 {
-            return false;
-        }
-        let change = membership::read_change(data).unwrap_or_else(|reason| panic!("entry {index}: {reason}"));
-        let Ok(state) = self.node.apply_conf_change(&change) else { return false };
-        self.membership = (index, membership::from_engine(&state));
-        if !self.node.raft.promotable() && self.node.raft.state != StateRole::Follower {
-            // No longer a voter. The engine would go on to lead, or to stand for election, and break when it wins.
-            let term = self.node.raft.term;
-            self.node.raft.become_follower(term, raft::INVALID_ID);
-        }
-        self.set_election_timeout();
-        true
+        turn.out.apply.push(ApplyJob {
+            group: self.id,
+            snapshot: None,
+            entries: committed.iter().map(from_engine).collect(),
+        });
     }
 
     /// Frees what nobody needs in memory. Who has no followers needs none of what is applied.
@@ -552,92 +525,5 @@ impl Group {
     /// Ends the group: reads that will not be answered.
     pub(super) fn give_up_reads(&mut self) -> Vec<ReadId> {
         self.reads.take_all()
-    }
-
-    // How it stands.
-
-    fn leads(&self) -> bool {
-        self.node.raft.state == StateRole::Leader
-    }
-
-    /// Whether this replica is the only voter.
-    fn alone(&self) -> bool {
-        self.node.raft.prs().is_singleton() && self.node.raft.promotable()
-    }
-
-    fn has_peers(&self) -> bool {
-        self.node.raft.prs().iter().len() > 1
-    }
-
-    fn leader_node(&self) -> Option<NodeId> {
-        match self.node.raft.leader_id {
-            raft::INVALID_ID => None,
-            own if own == self.replica.0 => Some(self.own_node),
-            other => self.nodes.get(&ReplicaId(other)).copied(),
-        }
-    }
-
-    fn standing(&self) -> RoleChange {
-        let role = match self.node.raft.state {
-            StateRole::Leader => Role::Leader,
-            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
-            StateRole::Follower if self.node.raft.promotable() => Role::Follower,
-            StateRole::Follower => Role::Learner,
-        };
-        RoleChange {
-            group: self.id,
-            term: Term(self.node.raft.term),
-            role,
-            leader: self.leader_node(),
-            sole_voter: self.alone(),
-        }
-    }
-
-    /// Whether the group waits for time to pass. The only voter does not, once it leads, unless something is
-    /// stuck.
-    pub(super) fn needs_ticks(&self) -> bool {
-        !self.alone()
-            || !self.leads()
-            || self.has_peers()
-            || self.proposals.in_doubt()
-            || !self.reads.is_empty()
-    }
-
-    /// What the group holds of commands that are not applied yet.
-    pub(super) fn held_bytes(&self) -> usize {
-        self.proposals.held_bytes()
-    }
-
-    /// How many reads wait for a read point.
-    pub(super) fn reads_waiting(&self) -> usize {
-        self.reads.len()
-    }
-
-    /// The last index reported as applied.
-    pub(super) fn applied(&self) -> Index {
-        self.applied
-    }
-
-    /// What the log's clock shows, if this replica leads.
-    pub(super) fn log_time(&self, now: Now) -> Option<LogTime> {
-        (self.leads() && self.clock.term().0 == self.node.raft.term).then(|| self.clock.read(now))
-    }
-
-    /// Everything about the group.
-    pub(super) fn status(&self) -> GroupStatus {
-        let log = &self.node.raft.raft_log;
-        GroupStatus {
-            replica: self.replica,
-            standing: self.standing(),
-            serving: self.leads() && self.node.raft.commit_to_current_term(),
-            start: log.store.start(),
-            last: Index(log.last_index()),
-            committed: Index(log.committed),
-            applied: self.applied,
-            membership: self.membership.1.clone(),
-            held_bytes: self.held_bytes(),
-            cache_bytes: log.store.bytes(),
-            awake: self.awake,
-        }
     }
 }

@@ -1,8 +1,9 @@
 //! What goes into a shard.
 
-use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::Operation;
 use crate::raft::message::PeerMessage;
+use crate::raft::output::SnapshotHead;
 use crate::storage::entry::{Entry, GroupLog};
 
 /// A proposal, as the node calls it: unique in the process, never used twice.
@@ -108,6 +109,30 @@ pub enum Input {
         /// The entries from there on, without gaps; at least one unless the log was cut meanwhile.
         entries: Vec<Entry>,
     },
+    /// A transfer that `Output::snapshots` asked for has ended. Say it always, also when the transfer was given
+    /// up: the replica gets nothing else until then.
+    SnapshotSent {
+        /// The group.
+        group: GroupId,
+        /// The replica it was for.
+        to: ReplicaId,
+        /// Whether all of it is on the other node's disk.
+        arrived: bool,
+    },
+    /// All of a snapshot has arrived and is on this node's disk for good, but is not in force. Keep it until an
+    /// apply job installs it or `Output::unwanted` names it; take no other for this group meanwhile.
+    SnapshotReceived {
+        /// The group.
+        group: GroupId,
+        /// The replica that sent it.
+        from: ReplicaId,
+        /// The term in which it was asked for.
+        term: Term,
+        /// Where it stands in the log.
+        head: SnapshotHead,
+        /// The stamp of the last batch that it holds.
+        time_floor: LogTime,
+    },
     /// Stand for election now, without waiting for a timeout.
     Campaign {
         /// The group.
@@ -136,7 +161,8 @@ pub struct GroupStart {
     pub group: GroupId,
     /// This node's replica. Not 0.
     pub replica: ReplicaId,
-    /// What the log holds. A new group has nothing but its first membership, at index 0.
+    /// What the log holds. A new group has nothing but its first membership, at index 0. If the log begins
+    /// after what the state holds, a staged snapshot ends there: install it first.
     pub log: GroupLog,
     /// Up to where the state has applied the log. What comes after is handed out to be applied again.
     pub applied: Index,

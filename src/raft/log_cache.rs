@@ -47,6 +47,8 @@ pub(super) struct LogCache {
     runs: VecDeque<(u64, u64)>,
     /// What was loaded back for the engine to send; gone after that.
     loaded: Vec<eraftpb::Entry>,
+    /// Up to where the state is here: what a snapshot would hold.
+    applied: u64,
     /// Filled by reads, which have the log only by shared reference.
     wishes: RefCell<Vec<Wish>>,
 }
@@ -68,6 +70,7 @@ impl LogCache {
             bytes: 0,
             runs: VecDeque::from([(start.0.0, start.1.0)]),
             loaded: Vec::new(),
+            applied: start.0.0,
             wishes: RefCell::default(),
         };
         for entry in entries {
@@ -150,6 +153,19 @@ impl LogCache {
         }
         self.start = (to.0, term);
         Term(term)
+    }
+
+    /// A snapshot takes the place of everything: the log begins after its entry. `stamp` is that of the last
+    /// batch in it.
+    pub(super) fn restart(&mut self, start: (Index, Term), stamp: LogTime) {
+        let initial = std::mem::take(&mut self.initial);
+        let applied = self.applied;
+        *self = LogCache { applied, ..LogCache::new(initial, start, stamp, Vec::new()) };
+    }
+
+    /// The state is here up to this index.
+    pub(super) fn set_applied(&mut self, index: Index) {
+        self.applied = index.0;
     }
 
     fn run_term(&self, index: u64) -> u64 {
@@ -245,9 +261,16 @@ impl raft::Storage for LogCache {
         Ok(self.last())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<eraftpb::Snapshot> {
-        // The log is not cut beyond what other replicas have, so none is asked for one yet.
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    /// Only says which snapshot there is: the data goes its own way.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<eraftpb::Snapshot> {
+        // After a restart behind a snapshot the state may not be there yet.
+        if self.applied < self.start.0.max(request_index) {
+            return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        let mut snapshot = eraftpb::Snapshot::default();
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = (self.applied, self.run_term(self.applied));
+        Ok(snapshot)
     }
 }
 

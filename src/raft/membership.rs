@@ -46,6 +46,11 @@ pub(super) fn plan(
             MembershipStep::AddLearner(replica) => (ConfChangeType::AddLearnerNode, replica),
             MembershipStep::Remove(replica) => (ConfChangeType::RemoveNode, replica),
         };
+        if change.changes.iter().any(|other| other.node_id == replica.0) {
+            return Err(format!(
+                "replica {replica} is named twice: name each once, with what it shall become"
+            ));
+        }
         if replica.0 == 0 {
             return Err("a replica's id cannot be 0".to_owned());
         }

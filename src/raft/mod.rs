@@ -12,12 +12,16 @@
 //! 5. Remember which proposals went into which index (`proposed`), answer them when that index is applied,
 //!    and drop those that come back in `refused`: each proposal is either applied at its index or refused,
 //!    and its fate is told once.
-//! 6. Say [`Input::Tick`] every `tick_ms`. Groups with nothing to wait for cost nothing then.
+//! 6. Send the snapshots that are asked for (`snapshots`). One that arrives is staged: kept whole and synced, but
+//!    not in force. Say [`Input::SnapshotReceived`]; an apply job that names it puts it in force. If a group's
+//!    log begins after its state at a start, the staged snapshot ends there: put it in force, then open.
+//! 7. Say [`Input::Tick`] every `tick_ms`. Groups with nothing to wait for cost nothing then.
 //!
 //! # Layout
 //! - [`input`], [`output`]: everything that goes in and comes out
 //! - [`shard`]: many groups, who has something to do, the fence around a broken one
-//! - `group`: one group around the engine's node: what is written, sent, applied, and when
+//! - `group`: one group around the engine's node: what is written, sent, applied, and when; in its folder how
+//!   memberships change, how snapshots take the place of logs, and how the group stands
 //! - `unsynced`: what waits for the log thread
 //! - `election`: when a follower loses patience
 //! - `proposals`: commands from their arrival to their fate
@@ -53,5 +57,6 @@ pub use input::{GroupStart, Input, MembershipStep, ProposalId, ReadId};
 pub use message::PeerMessage;
 pub use output::{
     ApplyJob, GroupStatus, Output, PeerOut, ProposeError, Proposed, ReadError, ReadReady, Role, RoleChange,
+    SnapshotHead, SnapshotWanted,
 };
 pub use shard::{Shard, ShardConfig};

@@ -22,6 +22,11 @@ pub struct Output {
     pub messages: Vec<PeerOut>,
     /// Entries wanted back from the log: answered by `Input::Loaded`.
     pub load: Vec<LogLoad>,
+    /// Replicas that need what the log no longer has: send each a snapshot, and say `Input::SnapshotSent`
+    /// when the transfer has ended, however it did.
+    pub snapshots: Vec<SnapshotWanted>,
+    /// Staged snapshots (group, index) that have no use: drop them.
+    pub unwanted: Vec<(GroupId, Index)>,
     /// Who leads what.
     pub roles: Vec<RoleChange>,
     /// Groups that broke, with the reason. They answer nothing until they are closed and opened again.
@@ -38,6 +43,8 @@ impl Output {
             && self.reads.is_empty()
             && self.messages.is_empty()
             && self.load.is_empty()
+            && self.snapshots.is_empty()
+            && self.unwanted.is_empty()
             && self.roles.is_empty()
             && self.quarantined.is_empty()
     }
@@ -48,8 +55,38 @@ impl Output {
 pub struct ApplyJob {
     /// The group.
     pub group: GroupId,
+    /// Install this staged snapshot first, in place of the state. The log begins after it already, so that
+    /// after a crash this must be made good before the group is opened.
+    pub snapshot: Option<SnapshotHead>,
     /// The entries. Empty ones and changes of membership move the applied index and do nothing else.
     pub entries: Vec<Entry>,
+}
+
+/// Where a snapshot of a group's state stands in the group's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotHead {
+    /// The last entry whose effects the state holds.
+    pub index: Index,
+    /// That entry's term.
+    pub term: Term,
+    /// Who is in the group, and since which index: that of `index`, or a later one that is committed.
+    pub membership: (Index, Membership),
+}
+
+/// A replica needs a snapshot. Ask [`Shard::snapshot_head`](crate::raft::Shard::snapshot_head) what goes with
+/// the state that is sent. If one is under way to that replica already, let it go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotWanted {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub to: ReplicaId,
+    /// Its node.
+    pub node: NodeId,
+    /// The leader's term; comes back in `Input::SnapshotReceived`.
+    pub term: Term,
+    /// The state at this index or later.
+    pub least: Index,
 }
 
 /// A batch went into the log. It is applied at this index, or its proposals come back in `refused`.

@@ -8,11 +8,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::id::{GroupId, Index, LogTime, NodeId};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::Operation;
 use crate::raft::group::Group;
 use crate::raft::input::{GroupStart, Input, MembershipStep, ProposalId, ReadId};
-use crate::raft::output::{GroupStatus, Output, ProposeError, ReadError, ReadReady};
+use crate::raft::output::{GroupStatus, Output, ProposeError, ReadError, ReadReady, SnapshotHead};
+#[cfg(test)]
+use crate::raft::simulation::Bug;
 use crate::storage::entry::LogWrite;
 use crate::time::Now;
 
@@ -49,6 +51,12 @@ pub struct ShardConfig {
     pub append_bytes_max: usize,
     /// Appends to a follower that are under way at a time.
     pub appends_in_flight_max: usize,
+    /// For replicas that lag, the log is kept this many applied entries back; those further behind get a
+    /// snapshot.
+    pub lag_entries_max: u64,
+    /// A mistake to make, to see that the simulation finds it.
+    #[cfg(test)]
+    pub(super) bug: Option<Bug>,
 }
 
 impl ShardConfig {
@@ -70,7 +78,28 @@ impl ShardConfig {
             cache_bytes_max: 1 << 20,
             append_bytes_max: 1 << 20,
             appends_in_flight_max: 64,
+            lag_entries_max: 10_000,
+            #[cfg(test)]
+            bug: None,
         }
+    }
+
+    // What the engine would do wrong, and `group` prevents: always false but in tests that show why.
+
+    /// Whether the engine adds entries to an append that waits to be sent.
+    pub(super) fn batches_appends(&self) -> bool {
+        #[cfg(test)]
+        return self.bug == Some(Bug::BatchAppends);
+        #[cfg(not(test))]
+        false
+    }
+
+    /// Whether a replica that does not lead passes on what another asks.
+    pub(super) fn passes_questions_on(&self) -> bool {
+        #[cfg(test)]
+        return self.bug == Some(Bug::PassQuestionsOn);
+        #[cfg(not(test))]
+        false
     }
 
     /// How long a round of reads waits before it is sent again.
@@ -154,7 +183,7 @@ impl Shard {
                 self.touch(now, group, out, |group, turn| group.truncate(to, turn))
             }
             Input::Message { from, group, message } => {
-                self.touch(now, group, out, |group, turn| group.step(from, message, turn));
+                self.touch(now, group, out, |group, turn| group.step(from, message, turn.config));
             }
             Input::ChangeMembership { group, id, steps } => self.change(now, group, id, &steps, out),
             Input::Locate { group, replica, node } => {
@@ -163,6 +192,12 @@ impl Shard {
             Input::Transfer { group, to } => self.touch(now, group, out, |group, _| group.transfer(to)),
             Input::Loaded { group, from, entries } => {
                 self.touch(now, group, out, |group, _| group.loaded(from, entries));
+            }
+            Input::SnapshotSent { group, to, arrived } => {
+                self.touch(now, group, out, |group, _| group.snapshot_sent(to, arrived));
+            }
+            Input::SnapshotReceived { group, from, term, head, time_floor } => {
+                self.snapshot_received(now, group, (from, term), head, time_floor, out);
             }
             Input::Campaign { group } => self.touch(now, group, out, |group, _| group.campaign()),
             Input::Tick => self.tick(now, out),
@@ -261,6 +296,24 @@ impl Shard {
         out.refused.push((proposal, refusal));
     }
 
+    fn snapshot_received(
+        &mut self,
+        now: Now,
+        id: GroupId,
+        (from, term): (ReplicaId, Term),
+        head: SnapshotHead,
+        time_floor: LogTime,
+        out: &mut Output,
+    ) {
+        if matches!(self.groups.get(&id), Some(Slot::Open(_))) {
+            self.touch(now, id, out, |group, turn| {
+                group.snapshot_received(from, term, head, time_floor, turn);
+            });
+        } else {
+            out.unwanted.push((id, head.index));
+        }
+    }
+
     fn read(&mut self, now: Now, id: GroupId, read: ReadId, out: &mut Output) {
         let refusal = match self.groups.get_mut(&id) {
             None => ReadError::UnknownGroup,
@@ -338,6 +391,12 @@ impl Shard {
         self.group(group).map(Group::applied)
     }
 
+    /// What goes with a snapshot of a group's state at this index. None if the index is not applied here, or
+    /// the log begins after it. Ask when the state is fixed already: what is told may be newer, not older.
+    pub fn snapshot_head(&self, group: GroupId, index: Index) -> Option<SnapshotHead> {
+        self.group(group)?.snapshot_head(index)
+    }
+
     /// What all groups hold of commands that are not applied yet.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
@@ -377,6 +436,7 @@ struct Mark {
     proposed: usize,
     messages: usize,
     load: usize,
+    snapshots: usize,
     roles: usize,
 }
 
@@ -388,6 +448,7 @@ impl Mark {
             proposed: out.proposed.len(),
             messages: out.messages.len(),
             load: out.load.len(),
+            snapshots: out.snapshots.len(),
             roles: out.roles.len(),
         }
     }
@@ -398,6 +459,7 @@ impl Mark {
         out.proposed.truncate(self.proposed);
         out.messages.truncate(self.messages);
         out.load.truncate(self.load);
+        out.snapshots.truncate(self.snapshots);
         out.roles.truncate(self.roles);
     }
 }

@@ -1,21 +1,37 @@
 //! One simulated node: a shard, a disk that syncs late, an apply worker, and what survives a crash.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::raft::input::{GroupStart, Input, ProposalId};
-use crate::raft::output::{ApplyJob, LogLoad};
+use crate::raft::output::{ApplyJob, LogLoad, SnapshotHead};
 use crate::raft::shard::{Shard, ShardConfig};
 use crate::storage::entry::{Entry, GroupLog, LogWrite};
 use crate::time::Now;
 
+/// A machine that remembers everything it was told, in one number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) applied: Index,
+    pub(super) hash: u64,
+}
+
+/// A snapshot that is on disk, but not in force.
+#[derive(Clone)]
+pub(super) struct StagedState {
+    pub(super) head: SnapshotHead,
+    pub(super) state: State,
+}
+
 /// What survives a crash.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Disk {
     /// The log database.
     pub(super) logs: BTreeMap<GroupId, GroupLog>,
-    /// Up to where the state database holds the log's effects for good.
-    pub(super) flushed: BTreeMap<GroupId, Index>,
+    /// What the state database holds for good.
+    pub(super) flushed: BTreeMap<GroupId, State>,
+    pub(super) staged: BTreeMap<GroupId, StagedState>,
 }
 
 /// What a crash takes away.
@@ -29,7 +45,7 @@ pub(super) struct Life {
     /// Handed to the apply workers, not applied.
     pub(super) jobs: VecDeque<ApplyJob>,
     pub(super) loads: VecDeque<LogLoad>,
-    pub(super) applied: BTreeMap<GroupId, Index>,
+    pub(super) states: BTreeMap<GroupId, State>,
     /// The last entry handed out to be applied.
     pub(super) delivered: BTreeMap<GroupId, Index>,
     /// Proposals in the log, to be answered when their index is applied.
@@ -48,11 +64,27 @@ pub(super) struct SimNode {
     pub(super) tick_ms: u64,
     /// How far its wall clock is off.
     pub(super) wall_offset_ms: u64,
+    /// Makes the mistake [`Bug::LeaveStaged`](super::Bug).
+    pub(super) leaves_staged: bool,
+    /// How often a crash had come between a log's new start and the state that belongs to it.
+    pub(super) installed_at_start: u64,
+    /// What a disk that lies about syncs would really hold.
+    pub(super) shadow: Disk,
 }
 
 /// The replica of the group on the node.
 pub(super) fn replica_of(node: NodeId) -> ReplicaId {
     ReplicaId(node.0 + 100)
+}
+
+impl State {
+    /// The state after one more entry.
+    pub(super) fn apply(&mut self, entry: &Entry) {
+        assert_eq!(entry.index, self.applied.next(), "entries are applied in order");
+        let mut hasher = DefaultHasher::new();
+        (self.hash, entry.index.0, entry.term.0, &entry.data[..]).hash(&mut hasher);
+        *self = State { applied: entry.index, hash: hasher.finish() };
+    }
 }
 
 impl Disk {
@@ -90,14 +122,21 @@ impl Disk {
             log.hard_state = state;
         }
         if let Some((index, membership)) = write.membership {
-            assert!(index > log.membership.0);
+            assert!(index >= log.membership.0);
             log.membership = (index, membership);
         }
         if let Some((to, term)) = write.truncate {
-            assert!(to <= self.flushed[&write.group], "the log is cut beyond what the state holds");
-            let kept = log.entries.iter().position(|entry| entry.index == to).expect("cut at an entry") + 1;
-            assert_eq!(log.entries[kept - 1].term, term);
-            log.entries.drain(..kept);
+            let staged = self.staged.get(&write.group).is_some_and(|staged| staged.head.index == to);
+            let held = to <= self.flushed[&write.group].applied;
+            assert!(held || staged, "the log is cut beyond what the state holds");
+            let at = log.entries.iter().position(|entry| entry.index == to);
+            match at.filter(|at| log.entries[*at].term == term) {
+                Some(at) => drop(log.entries.drain(..=at)),
+                None => {
+                    assert!(staged, "the log is cut at an entry that it does not hold");
+                    log.entries.clear();
+                }
+            }
             log.start = (to, term);
         }
     }
@@ -125,6 +164,18 @@ impl SimNode {
         Now { monotonic_ms: world_ms - started_ms, wall_ms: world_ms + self.wall_offset_ms }
     }
 
+    /// Makes good what a crash left undone: a log that begins behind a snapshot needs its state.
+    fn install_staged(&mut self) {
+        for (group, staged) in std::mem::take(&mut self.disk.staged) {
+            let log_start = self.disk.logs[&group].start.0;
+            if self.disk.flushed[&group].applied < log_start && !self.leaves_staged {
+                assert_eq!(staged.head.index, log_start, "the log begins where the staged snapshot ends");
+                self.disk.flushed.insert(group, staged.state);
+                self.installed_at_start += 1;
+            }
+        }
+    }
+
     /// The process starts with what the disk holds.
     pub(super) fn start(
         &mut self,
@@ -133,9 +184,10 @@ impl SimNode {
         nodes: &[NodeId],
         floor: impl Fn(GroupId, Index) -> LogTime,
     ) {
+        self.install_staged();
         let mut inbox = Vec::new();
         for (&group, log) in &self.disk.logs {
-            let applied = self.disk.flushed[&group];
+            let applied = self.disk.flushed[&group].applied;
             inbox.push(Input::Open(Box::new(GroupStart {
                 group,
                 replica: replica_of(self.id),
@@ -153,8 +205,8 @@ impl SimNode {
             unsynced: VecDeque::new(),
             jobs: VecDeque::new(),
             loads: VecDeque::new(),
-            applied: self.disk.flushed.clone(),
-            delivered: self.disk.flushed.clone(),
+            states: self.disk.flushed.clone(),
+            delivered: self.disk.flushed.iter().map(|(group, state)| (*group, state.applied)).collect(),
             proposed: BTreeMap::new(),
             open: BTreeMap::new(),
         });

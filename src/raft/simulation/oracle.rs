@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::id::{GroupId, Index, LogTime, NodeId, Term};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::{Act, Batch, Operation};
 use crate::raft::input::{ProposalId, ReadId};
 use crate::raft::output::{ProposeError, RoleChange};
+use crate::raft::simulation::node::State;
 use crate::storage::entry::{Entry, EntryKind, Membership};
 
 /// Where a command is: index and offset in its batch.
@@ -18,6 +19,8 @@ type Place = (GroupId, Index, usize);
 pub(super) struct Oracle {
     /// The log of each group, as far as any node has been told to apply it: entry `i` at position `i - 1`.
     committed: BTreeMap<GroupId, Vec<Entry>>,
+    /// What a machine's state is after each of them; the first is the empty one.
+    states: BTreeMap<GroupId, Vec<State>>,
     /// The stamp of the last batch up to each committed entry.
     stamps: BTreeMap<GroupId, Vec<LogTime>>,
     places: BTreeMap<ProposalId, Place>,
@@ -25,6 +28,8 @@ pub(super) struct Oracle {
     /// Refused in a way that promises that the command was not and will not be done.
     never: BTreeSet<ProposalId>,
     leaders: BTreeMap<(GroupId, Term), NodeId>,
+    /// Whom each replica voted for.
+    votes: BTreeMap<(GroupId, ReplicaId, Term), ReplicaId>,
     /// The last acknowledged index of each group.
     acknowledged_to: BTreeMap<GroupId, Index>,
     /// Every membership that came into force, with the index of its change; the first one at 0.
@@ -59,6 +64,10 @@ impl Oracle {
         assert_eq!(entry.index.0, log.len() as u64 + 1, "entries are applied in order");
         assert!(log.last().is_none_or(|last| last.term <= entry.term), "terms never go back");
         log.push(entry.clone());
+        let states = self.states.entry(group).or_insert_with(|| vec![State::default()]);
+        let mut state = states[states.len() - 1];
+        state.apply(entry);
+        states.push(state);
         let stamps = self.stamps.entry(group).or_default();
         let mut stamp = stamps.last().copied().unwrap_or_default();
         if entry.kind == EntryKind::Batch && !entry.data.is_empty() {
@@ -79,6 +88,18 @@ impl Oracle {
         }
         stamps.push(stamp);
         true
+    }
+
+    /// A node's machine is in this state.
+    pub(super) fn state(&self, node: NodeId, group: GroupId, state: State) {
+        let expected = self.states.get(&group).map_or(State::default(), |all| all[state.applied.0 as usize]);
+        assert_eq!(state, expected, "the state on node {node} is not that of its index");
+    }
+
+    /// A replica tells a candidate that it votes for it.
+    pub(super) fn vote(&mut self, group: GroupId, voter: ReplicaId, term: Term, candidate: ReplicaId) {
+        let first = *self.votes.entry((group, voter, term)).or_insert(candidate);
+        assert_eq!(first, candidate, "replica {voter} votes twice in term {term} of group {group}");
     }
 
     /// The stamp of the last batch up to an index.

@@ -7,10 +7,13 @@ use crate::raft::input::{Input, MembershipStep, ProposalId, ReadId};
 use crate::raft::message::PeerBody;
 use crate::raft::output::{ApplyJob, Output, PeerOut, ProposeError, Role};
 use crate::raft::shard::ShardConfig;
-use crate::raft::simulation::Rng;
-use crate::raft::simulation::node::{Disk, Life, SimNode, replica_of};
+use crate::raft::simulation::node::{Disk, Life, SimNode, State, replica_of};
 use crate::raft::simulation::oracle::{Oracle, command};
+use crate::raft::simulation::{Bug, Rng};
 use crate::storage::entry::{EntryKind, GroupLog, Membership};
+
+mod transfer;
+use transfer::Transfer;
 
 /// What was done to the nodes. Counted, because a test whose faults never happen shows nothing.
 #[derive(Default)]
@@ -18,20 +21,28 @@ pub(super) struct Faults {
     counts: BTreeMap<&'static str, u64>,
 }
 
-const KINDS: [&str; 16] = [
+const KINDS: [&str; 24] = [
     "acknowledged",
     "crash",
     "cut log",
     "doubled message",
+    "install made good",
     "isolated node",
     "leader change",
     "load from log",
+    "lost chunk",
     "lost message",
     "lost proposal",
     "lost write",
     "membership change",
     "membership refused",
     "read answered",
+    "snapshot for a busy node",
+    "snapshot given up",
+    "snapshot installed",
+    "snapshot staged",
+    "snapshot unwanted",
+    "snapshot wanted",
     "transfer",
     "unknown fate",
     "write synced but not reported",
@@ -39,7 +50,13 @@ const KINDS: [&str; 16] = [
 
 impl Faults {
     fn count(&mut self, kind: &'static str) {
-        *self.counts.entry(kind).or_default() += 1;
+        self.count_times(kind, 1);
+    }
+
+    fn count_times(&mut self, kind: &'static str, times: u64) {
+        if times > 0 {
+            *self.counts.entry(kind).or_default() += times;
+        }
     }
 
     pub(super) fn add(&mut self, other: &Faults) {
@@ -64,15 +81,16 @@ pub(super) struct World {
     groups: Vec<GroupId>,
     nodes: BTreeMap<NodeId, SimNode>,
     packets: Vec<Packet>,
+    transfers: Vec<Transfer>,
     /// Cut off from the others until then.
     isolated: BTreeMap<NodeId, u64>,
     oracle: Oracle,
     last_id: u64,
     config: ShardConfig,
     calm: bool,
-    /// Whether replicas come and go. The log is not cut then: without snapshots, only the whole of it makes a
-    /// replica.
+    /// Whether replicas come and go.
     changing: bool,
+    bug: Option<Bug>,
     pub(super) faults: Faults,
     /// Every output, if asked for.
     pub(super) record: Vec<String>,
@@ -80,7 +98,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, recording: bool) -> World {
+    pub(super) fn new(seed: u64, bug: Option<Bug>, recording: bool) -> World {
         let mut rng = Rng(seed);
         let size = [1, 1, 2, 3, 3, 3, 5][rng.below(7) as usize];
         let ids: Vec<NodeId> = (1..=size).map(NodeId).collect();
@@ -96,11 +114,23 @@ impl World {
         for &id in &ids {
             let disk = Disk {
                 logs: groups.iter().map(|&group| (group, first.clone())).collect(),
-                flushed: groups.iter().map(|&group| (group, Index(0))).collect(),
+                flushed: groups.iter().map(|&group| (group, State::default())).collect(),
+                staged: BTreeMap::new(),
             };
-            let tick_ms = 90 + rng.below(20);
-            let wall_offset_ms = rng.below(100_000);
-            nodes.insert(id, SimNode { id, disk, life: None, back_at_ms: 0, tick_ms, wall_offset_ms });
+            nodes.insert(
+                id,
+                SimNode {
+                    id,
+                    shadow: disk.clone(),
+                    disk,
+                    life: None,
+                    back_at_ms: 0,
+                    tick_ms: 90 + rng.below(20),
+                    wall_offset_ms: rng.below(100_000),
+                    leaves_staged: bug == Some(Bug::LeaveStaged),
+                    installed_at_start: 0,
+                },
+            );
         }
         let config = ShardConfig {
             batches_in_flight_max: 1 + rng.below(3) as usize,
@@ -109,6 +139,8 @@ impl World {
             cache_bytes_max: rng.below(2) as usize * 10_000,
             append_bytes_max: 200 + rng.below(10_000) as usize,
             appends_in_flight_max: 1 + rng.below(8) as usize,
+            lag_entries_max: [0, 5, 50][rng.below(3) as usize],
+            bug,
             ..ShardConfig::new(NodeId(0), 0)
         };
         World {
@@ -118,12 +150,14 @@ impl World {
             groups,
             nodes,
             packets: Vec::new(),
+            transfers: Vec::new(),
             isolated: BTreeMap::new(),
             oracle,
             last_id: 0,
             config,
             calm: false,
             changing,
+            bug,
             faults: Faults::default(),
             record: Vec::new(),
             recording,
@@ -150,9 +184,10 @@ impl World {
             self.step();
             assert!(self.now_ms < end_ms, "no progress within a minute of peace: {}", self.describe());
         }
-        self.faults.add(&Faults {
-            counts: [("acknowledged", before as u64), ("read answered", self.oracle.reads_answered)].into(),
-        });
+        self.faults.count_times("acknowledged", before as u64);
+        self.faults.count_times("read answered", self.oracle.reads_answered);
+        let made_good = self.nodes.values().map(|node| node.installed_at_start).sum();
+        self.faults.count_times("install made good", made_good);
     }
 
     /// Where every group stands on every node.
@@ -183,7 +218,7 @@ impl World {
                     let members = self.oracle.members(group);
                     let own = replica_of(node.id).0;
                     let member = members.voters.contains(&own) || members.learners.contains(&own);
-                    members.voters_outgoing.is_empty() && (!member || life.applied[&group].0 >= index)
+                    members.voters_outgoing.is_empty() && (!member || life.states[&group].applied.0 >= index)
                 })
         };
         self.nodes.values().all(|node| node.life.as_ref().is_some_and(|life| done(node, life)))
@@ -195,6 +230,7 @@ impl World {
             self.break_something();
         }
         self.deliver_packets();
+        self.move_snapshots();
         for id in self.ids.clone() {
             if self.nodes[&id].life.is_none() && self.nodes[&id].back_at_ms <= self.now_ms {
                 self.start(id);
@@ -293,12 +329,18 @@ impl World {
         for _ in life.unsynced {
             self.faults.count("lost write");
         }
+        if self.bug == Some(Bug::LoseSynced) {
+            node.disk = node.shadow.clone();
+        }
     }
 
     fn start(&mut self, id: NodeId) {
         let config = ShardConfig { node: id, seed: self.rng.next(), ..self.config.clone() };
         let oracle = &self.oracle;
         let node = self.nodes.get_mut(&id).unwrap();
+        if self.bug == Some(Bug::ForgetVote) {
+            node.disk.logs.values_mut().for_each(|log| log.hard_state.vote = 0);
+        }
         node.start(self.now_ms, config, &self.ids, |group, index| oracle.stamp_at(group, index));
     }
 
@@ -359,24 +401,11 @@ impl World {
         }
         if self.rng.one_in(2) {
             for _ in 0..self.rng.below(life.jobs.len() as u64 + 1) {
-                let job = life.jobs.pop_front().unwrap();
-                let last = job.entries.last().unwrap().index;
-                life.applied.insert(job.group, last);
-                life.inbox.push(Input::Applied { group: job.group, index: last });
-                for entry in &job.entries {
-                    let key = (job.group, entry.index, entry.term);
-                    let ids = life.proposed.remove(&key).unwrap_or_default();
-                    for (offset, id) in ids.into_iter().enumerate() {
-                        assert_eq!(life.open.remove(&id), Some(Some(key)), "{id:?}");
-                        if entry.kind == EntryKind::Membership {
-                            self.faults.count("membership change");
-                            continue;
-                        }
-                        self.oracle.acknowledge(id, (job.group, entry.index, offset));
-                    }
-                }
+                self.apply(id);
             }
         }
+        let node = self.nodes.get_mut(&id).unwrap();
+        let life = node.life.as_mut().unwrap();
         if self.rng.one_in(4) {
             for load in life.loads.drain(..) {
                 let entries = node.disk.load(load);
@@ -385,12 +414,48 @@ impl World {
             }
         }
         if self.rng.one_in(50) {
-            for (&group, &applied) in &life.applied {
-                node.disk.flushed.insert(group, applied);
-                if !self.changing {
-                    let to = Index(applied.0.saturating_sub(self.rng.below(20)));
-                    life.inbox.push(Input::Truncate { group, to });
+            for (&group, &state) in &life.states {
+                let torn = State { applied: state.applied, ..node.disk.flushed[&group] };
+                let whole = self.bug != Some(Bug::TearState);
+                node.disk.flushed.insert(group, if whole { state } else { torn });
+                let to = Index(state.applied.0.saturating_sub(self.rng.below(20)));
+                life.inbox.push(Input::Truncate { group, to });
+            }
+        }
+        if self.bug == Some(Bug::LoseSynced) && self.rng.one_in(30) {
+            node.shadow = node.disk.clone();
+        }
+    }
+
+    /// The apply worker does its next job.
+    fn apply(&mut self, id: NodeId) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let life = node.life.as_mut().unwrap();
+        let ApplyJob { group, snapshot, entries } = life.jobs.pop_front().unwrap();
+        let state = life.states.get_mut(&group).unwrap();
+        if let Some(head) = snapshot {
+            let staged = node.disk.staged.remove(&group).expect("what is to be installed is staged");
+            assert_eq!(staged.head, head);
+            assert!(head.index > state.applied, "a snapshot takes the place of a newer state");
+            *state = staged.state;
+            node.disk.flushed.insert(group, staged.state);
+            self.faults.count("snapshot installed");
+        }
+        for entry in &entries {
+            state.apply(entry);
+        }
+        self.oracle.state(id, group, *state);
+        life.inbox.push(Input::Applied { group, index: state.applied });
+        for entry in &entries {
+            let key = (group, entry.index, entry.term);
+            let ids = life.proposed.remove(&key).unwrap_or_default();
+            for (offset, id) in ids.into_iter().enumerate() {
+                assert_eq!(life.open.remove(&id), Some(Some(key)), "{id:?}");
+                if entry.kind == EntryKind::Membership {
+                    self.faults.count("membership change");
+                    continue;
                 }
+                self.oracle.acknowledge(id, (group, entry.index, offset));
             }
         }
     }
@@ -445,10 +510,22 @@ impl World {
                 self.oracle.membership(write.group, *index, membership);
             }
         }
+        for (group, index) in out.unwanted {
+            let staged = node.disk.staged.remove(&group).expect("what is unwanted is staged");
+            assert_eq!(staged.head.index, index);
+            self.faults.count("snapshot unwanted");
+            if self.bug == Some(Bug::InstallUnwanted) {
+                life.states.insert(group, staged.state);
+            }
+        }
+        let wanted = out.snapshots;
         life.unsynced.extend(out.log);
         life.loads.extend(out.load);
         for job in out.apply {
             self.deliver(id, job);
+        }
+        for snapshot in wanted {
+            self.begin_transfer(id, snapshot);
         }
         for message in out.messages {
             self.send(id, message);
@@ -456,6 +533,10 @@ impl World {
     }
 
     fn deliver(&mut self, id: NodeId, job: ApplyJob) {
+        if let Some(head) = &job.snapshot {
+            assert_eq!(self.nodes[&id].disk.logs[&job.group].start.0, head.index, "the log begins there");
+            self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap().delivered.insert(job.group, head.index);
+        }
         for entry in &job.entries {
             let node = self.nodes.get_mut(&id).unwrap();
             let delivered = node.life.as_mut().unwrap().delivered.get_mut(&job.group).unwrap();
@@ -486,6 +567,7 @@ impl World {
                 assert!(*index <= last || earlier, "acknowledged up to {index}, the disk ends at {last}");
             }
             PeerBody::Vote { trial: false, granted: true, .. } => {
+                self.oracle.vote(out.group, out.message.from, out.message.term, out.message.to);
                 let state = disk.logs[&out.group].hard_state;
                 let vote = (state.term, state.vote);
                 assert!(

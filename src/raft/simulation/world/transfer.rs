@@ -1,0 +1,102 @@
+//! Snapshots on their way: chunk by chunk, beside the messages, with faults of their own.
+
+use crate::id::{GroupId, NodeId, ReplicaId, Term};
+use crate::raft::input::Input;
+use crate::raft::output::SnapshotWanted;
+use crate::raft::simulation::node::{StagedState, replica_of};
+use crate::raft::simulation::world::World;
+
+/// One snapshot on its way.
+pub(super) struct Transfer {
+    group: GroupId,
+    from: NodeId,
+    /// Which life of that node: the next one knows nothing of it.
+    life_started_ms: u64,
+    to: NodeId,
+    term: Term,
+    staged: StagedState,
+    chunks_left: u64,
+    give_up_at_ms: u64,
+}
+
+impl World {
+    /// A leader names a replica that needs a snapshot.
+    pub(super) fn begin_transfer(&mut self, from: NodeId, wanted: SnapshotWanted) {
+        self.faults.count("snapshot wanted");
+        let SnapshotWanted { group, to, node, term, least } = wanted;
+        assert_eq!(replica_of(node), to, "a replica is looked for where it is not");
+        let life = self.nodes[&from].life.as_ref().unwrap();
+        let twin = |other: &Transfer| {
+            (other.group, other.from, other.to, other.life_started_ms) == (group, from, node, life.started_ms)
+        };
+        if self.transfers.iter().any(twin) {
+            return;
+        }
+        let state = life.states[&group];
+        assert!(state.applied >= least, "a snapshot at {least} is wanted, the state is at {}", state.applied);
+        let head = life.shard.snapshot_head(group, state.applied).expect("the state is within the log");
+        self.transfers.push(Transfer {
+            group,
+            from,
+            life_started_ms: life.started_ms,
+            to: node,
+            term,
+            staged: StagedState { head, state },
+            chunks_left: 1 + self.rng.below(20),
+            give_up_at_ms: self.now_ms + 500 + self.rng.below(5_000),
+        });
+    }
+
+    pub(super) fn move_snapshots(&mut self) {
+        for mut transfer in std::mem::take(&mut self.transfers) {
+            let sender = self.nodes[&transfer.from].life.as_ref();
+            if sender.is_none_or(|life| life.started_ms != transfer.life_started_ms) {
+                continue;
+            }
+            let cut = |node| self.isolated.get(node).is_some_and(|until| *until > self.now_ms);
+            let receives =
+                self.nodes[&transfer.to].life.is_some() && !cut(&transfer.to) && !cut(&transfer.from);
+            if transfer.chunks_left == 0 && receives {
+                self.end_transfer(transfer);
+            } else if self.now_ms >= transfer.give_up_at_ms {
+                self.faults.count("snapshot given up");
+                self.report_transfer(&transfer, false);
+            } else {
+                if !receives || (!self.calm && self.rng.one_in(4)) {
+                    self.faults.count("lost chunk");
+                } else {
+                    transfer.chunks_left -= 1;
+                }
+                self.transfers.push(transfer);
+            }
+        }
+    }
+
+    /// The last chunk has arrived: all of it is synced, and both ends are told.
+    fn end_transfer(&mut self, transfer: Transfer) {
+        let receiver = self.nodes.get_mut(&transfer.to).unwrap();
+        if receiver.disk.staged.contains_key(&transfer.group) {
+            self.faults.count("snapshot for a busy node");
+            self.report_transfer(&transfer, false);
+            return;
+        }
+        self.faults.count("snapshot staged");
+        receiver.disk.staged.insert(transfer.group, transfer.staged.clone());
+        let time_floor = self.oracle.stamp_at(transfer.group, transfer.staged.state.applied);
+        receiver.life.as_mut().unwrap().inbox.push(Input::SnapshotReceived {
+            group: transfer.group,
+            from: replica_of(transfer.from),
+            term: transfer.term,
+            head: transfer.staged.head.clone(),
+            time_floor,
+        });
+        // The receiver's word may get lost: then the sender believes that it failed.
+        let heard = self.calm || !self.rng.one_in(4);
+        self.report_transfer(&transfer, heard);
+    }
+
+    fn report_transfer(&mut self, transfer: &Transfer, arrived: bool) {
+        let to: ReplicaId = replica_of(transfer.to);
+        self.tell(transfer.from, Input::SnapshotSent { group: transfer.group, to, arrived });
+    }
+}
