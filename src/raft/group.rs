@@ -394,8 +394,13 @@ impl Group {
             after_sync.append(&mut now);
         }
         #[cfg(test)]
-        if turn.config.bug == Some(Bug::AcknowledgeBeforeSync) {
-            now.append(&mut after_sync);
+        {
+            let hurried = match turn.config.bug {
+                Some(Bug::AcknowledgeBeforeSync) => MessageType::MsgAppendResponse,
+                Some(Bug::VoteBeforeSync) => MessageType::MsgRequestVoteResponse,
+                _ => MessageType::MsgUnreachable,
+            };
+            now.extend(after_sync.extract_if(.., |message| message.get_msg_type() == hurried));
         }
         self.send(now, turn);
         self.write(number, must_sync, &entries, after_sync, turn);

@@ -109,8 +109,8 @@ pub enum Input {
         /// The entries from there on, without gaps; at least one unless the log was cut meanwhile.
         entries: Vec<Entry>,
     },
-    /// A transfer that `Output::snapshots` asked for has ended. Say it always, also when the transfer was given
-    /// up: the replica gets nothing else until then.
+    /// A transfer that `Output::snapshots` asked for has ended. Say it always, also when it was given up: the
+    /// replica gets nothing else until then.
     SnapshotSent {
         /// The group.
         group: GroupId,
@@ -119,8 +119,8 @@ pub enum Input {
         /// Whether all of it is on the other node's disk.
         arrived: bool,
     },
-    /// All of a snapshot has arrived and is on this node's disk for good, but is not in force. Keep it until an
-    /// apply job installs it or `Output::unwanted` names it; take no other for this group meanwhile.
+    /// All of a snapshot has arrived and is on this node's disk for good, but is not in force. Keep it until
+    /// an apply job installs it or `Output::unwanted` names it; take no other for this group meanwhile.
     SnapshotReceived {
         /// The group.
         group: GroupId,

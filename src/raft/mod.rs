@@ -12,9 +12,10 @@
 //! 5. Remember which proposals went into which index (`proposed`), answer them when that index is applied,
 //!    and drop those that come back in `refused`: each proposal is either applied at its index or refused,
 //!    and its fate is told once.
-//! 6. Send the snapshots that are asked for (`snapshots`). One that arrives is staged: kept whole and synced, but
-//!    not in force. Say [`Input::SnapshotReceived`]; an apply job that names it puts it in force. If a group's
-//!    log begins after its state at a start, the staged snapshot ends there: put it in force, then open.
+//! 6. Send the snapshots that are asked for (`snapshots`). One that arrives is staged: kept whole and synced,
+//!    but not in force. Say [`Input::SnapshotReceived`]; an apply job that names it puts it in force. If a
+//!    group's log begins after its state at a start, the staged snapshot ends there: put it in force, then
+//!    open.
 //! 7. Say [`Input::Tick`] every `tick_ms`. Groups with nothing to wait for cost nothing then.
 //!
 //! # Layout
@@ -39,6 +40,8 @@ pub mod message;
 pub mod output;
 pub mod shard;
 
+#[cfg(test)]
+mod cluster_tests;
 mod election;
 mod group;
 mod log_cache;

@@ -1,7 +1,7 @@
 //! Changes of membership: when one may be proposed, and what follows when it is committed.
 //!
-//! A change comes into force when it is handed out to be applied, on every replica at the same index. There is
-//! never more than one under way; several steps come into force together, through a joint membership.
+//! A change comes into force when it is handed out to be applied, on every replica at the same index. There
+//! is never more than one under way; several steps come into force together, through a joint membership.
 
 use raft::{StateRole, eraftpb};
 
@@ -51,7 +51,8 @@ impl Group {
         let Ok(state) = self.node.apply_conf_change(&change) else { return false };
         self.membership = (index, membership::from_engine(&state));
         if !self.node.raft.promotable() && self.node.raft.state != StateRole::Follower {
-            // No longer a voter. The engine would go on to lead, or to stand for election, and break when it wins.
+            // No longer a voter. The engine would go on to lead, or to stand for election, and break when it
+            // wins.
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, raft::INVALID_ID);
         }

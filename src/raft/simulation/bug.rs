@@ -6,8 +6,10 @@
 /// A mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::raft) enum Bug {
-    /// A follower acknowledges entries, and a voter its vote, before they are synced.
+    /// A follower acknowledges entries before they are synced.
     AcknowledgeBeforeSync,
+    /// A voter grants its vote before it is synced.
+    VoteBeforeSync,
     /// A confirmed round of reads also answers reads that arrived after it was issued.
     ReadCoversLater,
     /// A replica speaks in a term that is not on its disk yet.

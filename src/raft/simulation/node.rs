@@ -12,74 +12,74 @@ use crate::time::Now;
 
 /// A machine that remembers everything it was told, in one number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct State {
-    pub(super) applied: Index,
-    pub(super) hash: u64,
+pub(in crate::raft) struct State {
+    pub(in crate::raft) applied: Index,
+    pub(in crate::raft) hash: u64,
 }
 
 /// A snapshot that is on disk, but not in force.
 #[derive(Clone)]
-pub(super) struct StagedState {
-    pub(super) head: SnapshotHead,
-    pub(super) state: State,
+pub(in crate::raft) struct StagedState {
+    pub(in crate::raft) head: SnapshotHead,
+    pub(in crate::raft) state: State,
 }
 
 /// What survives a crash.
 #[derive(Clone, Default)]
-pub(super) struct Disk {
+pub(in crate::raft) struct Disk {
     /// The log database.
-    pub(super) logs: BTreeMap<GroupId, GroupLog>,
+    pub(in crate::raft) logs: BTreeMap<GroupId, GroupLog>,
     /// What the state database holds for good.
-    pub(super) flushed: BTreeMap<GroupId, State>,
-    pub(super) staged: BTreeMap<GroupId, StagedState>,
+    pub(in crate::raft) flushed: BTreeMap<GroupId, State>,
+    pub(in crate::raft) staged: BTreeMap<GroupId, StagedState>,
 }
 
 /// What a crash takes away.
-pub(super) struct Life {
-    pub(super) shard: Shard,
-    pub(super) started_ms: u64,
-    pub(super) next_tick_ms: u64,
-    pub(super) inbox: Vec<Input>,
+pub(in crate::raft) struct Life {
+    pub(in crate::raft) shard: Shard,
+    pub(in crate::raft) started_ms: u64,
+    pub(in crate::raft) next_tick_ms: u64,
+    pub(in crate::raft) inbox: Vec<Input>,
     /// Handed to the log thread, not synced.
-    pub(super) unsynced: VecDeque<LogWrite>,
+    pub(in crate::raft) unsynced: VecDeque<LogWrite>,
     /// Handed to the apply workers, not applied.
-    pub(super) jobs: VecDeque<ApplyJob>,
-    pub(super) loads: VecDeque<LogLoad>,
-    pub(super) states: BTreeMap<GroupId, State>,
+    pub(in crate::raft) jobs: VecDeque<ApplyJob>,
+    pub(in crate::raft) loads: VecDeque<LogLoad>,
+    pub(in crate::raft) states: BTreeMap<GroupId, State>,
     /// The last entry handed out to be applied.
-    pub(super) delivered: BTreeMap<GroupId, Index>,
+    pub(in crate::raft) delivered: BTreeMap<GroupId, Index>,
     /// Proposals in the log, to be answered when their index is applied.
-    pub(super) proposed: BTreeMap<(GroupId, Index, Term), Vec<ProposalId>>,
+    pub(in crate::raft) proposed: BTreeMap<(GroupId, Index, Term), Vec<ProposalId>>,
     /// Proposals without a fate.
-    pub(super) open: BTreeMap<ProposalId, Option<(GroupId, Index, Term)>>,
+    pub(in crate::raft) open: BTreeMap<ProposalId, Option<(GroupId, Index, Term)>>,
 }
 
-pub(super) struct SimNode {
-    pub(super) id: NodeId,
-    pub(super) disk: Disk,
-    pub(super) life: Option<Life>,
+pub(in crate::raft) struct SimNode {
+    pub(in crate::raft) id: NodeId,
+    pub(in crate::raft) disk: Disk,
+    pub(in crate::raft) life: Option<Life>,
     /// When a dead node comes back.
-    pub(super) back_at_ms: u64,
+    pub(in crate::raft) back_at_ms: u64,
     /// This node's idea of a tick: clocks run at different speeds.
-    pub(super) tick_ms: u64,
+    pub(in crate::raft) tick_ms: u64,
     /// How far its wall clock is off.
-    pub(super) wall_offset_ms: u64,
+    pub(in crate::raft) wall_offset_ms: u64,
     /// Makes the mistake [`Bug::LeaveStaged`](super::Bug).
-    pub(super) leaves_staged: bool,
+    pub(in crate::raft) leaves_staged: bool,
     /// How often a crash had come between a log's new start and the state that belongs to it.
-    pub(super) installed_at_start: u64,
+    pub(in crate::raft) installed_at_start: u64,
     /// What a disk that lies about syncs would really hold.
-    pub(super) shadow: Disk,
+    pub(in crate::raft) shadow: Disk,
 }
 
 /// The replica of the group on the node.
-pub(super) fn replica_of(node: NodeId) -> ReplicaId {
+pub(in crate::raft) fn replica_of(node: NodeId) -> ReplicaId {
     ReplicaId(node.0 + 100)
 }
 
 impl State {
     /// The state after one more entry.
-    pub(super) fn apply(&mut self, entry: &Entry) {
+    pub(in crate::raft) fn apply(&mut self, entry: &Entry) {
         assert_eq!(entry.index, self.applied.next(), "entries are applied in order");
         let mut hasher = DefaultHasher::new();
         (self.hash, entry.index.0, entry.term.0, &entry.data[..]).hash(&mut hasher);
@@ -89,7 +89,7 @@ impl State {
 
 impl Disk {
     /// What the log holds at an index: its term, or none below the start and after the end.
-    pub(super) fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
+    pub(in crate::raft) fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
         let log = self.logs.get(&group)?;
         if index == log.start.0 {
             return Some(log.start.1);
@@ -99,13 +99,13 @@ impl Disk {
     }
 
     /// Whether this entry is here for good: in the log, or so long applied that the log let it go.
-    pub(super) fn holds(&self, group: GroupId, index: Index, term: Term) -> bool {
+    pub(in crate::raft) fn holds(&self, group: GroupId, index: Index, term: Term) -> bool {
         let cut = self.logs.get(&group).is_some_and(|log| index <= log.start.0);
         cut || self.term_at(group, index) == Some(term)
     }
 
     /// A write reaches the disk.
-    pub(super) fn sync(&mut self, write: LogWrite) {
+    pub(in crate::raft) fn sync(&mut self, write: LogWrite) {
         let log = self.logs.get_mut(&write.group).expect("a group writes only after it was made");
         if let Some(first) = write.entries.first() {
             let last = log.entries.last().map_or(log.start.0, |entry| entry.index);
@@ -142,7 +142,7 @@ impl Disk {
     }
 
     /// Entries for a replica that lags behind.
-    pub(super) fn load(&self, load: LogLoad) -> Vec<Entry> {
+    pub(in crate::raft) fn load(&self, load: LogLoad) -> Vec<Entry> {
         let log = &self.logs[&load.group];
         if load.from <= log.start.0 {
             return Vec::new();
@@ -159,7 +159,7 @@ impl Disk {
 
 impl SimNode {
     /// The node's clocks.
-    pub(super) fn now(&self, world_ms: u64) -> Now {
+    pub(in crate::raft) fn now(&self, world_ms: u64) -> Now {
         let started_ms = self.life.as_ref().map_or(0, |life| life.started_ms);
         Now { monotonic_ms: world_ms - started_ms, wall_ms: world_ms + self.wall_offset_ms }
     }
@@ -177,7 +177,7 @@ impl SimNode {
     }
 
     /// The process starts with what the disk holds.
-    pub(super) fn start(
+    pub(in crate::raft) fn start(
         &mut self,
         world_ms: u64,
         config: ShardConfig,

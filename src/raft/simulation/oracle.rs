@@ -178,3 +178,138 @@ impl Oracle {
         }
     }
 }
+
+mod tests {
+    //! Every promise is seen to be broken once.
+
+    use super::*;
+    use crate::raft::output::Role;
+    use prost::Message as _;
+
+    const G: GroupId = GroupId(1);
+    const ID: ProposalId = ProposalId(7);
+
+    fn batch(index: u64, term: u64, time_ms: u64, ids: &[u64]) -> Entry {
+        let operations = ids.iter().map(|&id| command(ProposalId(id), 0)).collect();
+        let data = Batch { time_ms, operations }.encode_to_vec().into();
+        Entry { index: Index(index), term: Term(term), kind: EntryKind::Batch, data }
+    }
+
+    /// An oracle that has seen command 7 applied at index 2.
+    fn oracle() -> Oracle {
+        let mut oracle = Oracle::default();
+        assert!(oracle.deliver(G, &batch(1, 1, 10, &[1])));
+        assert!(oracle.deliver(G, &batch(2, 1, 20, &[7])));
+        assert!(!oracle.deliver(G, &batch(2, 1, 20, &[7])), "told before");
+        oracle
+    }
+
+    fn leads(term: u64) -> RoleChange {
+        RoleChange { group: G, term: Term(term), role: Role::Leader, leader: None, sole_voter: false }
+    }
+
+    fn members(voters: &[u64]) -> Membership {
+        Membership { voters: voters.to_vec(), ..Membership::default() }
+    }
+
+    type Breach = fn(&mut Oracle);
+
+    #[test]
+    fn a_wrong_log_or_state_is_named() {
+        assert_named(&[
+            (|o| assert!(o.deliver(G, &batch(2, 1, 21, &[7]))), "two nodes apply different entries"),
+            (|o| assert!(o.deliver(G, &batch(4, 1, 30, &[]))), "entries are applied in order"),
+            (|o| assert!(o.deliver(G, &batch(3, 0, 30, &[]))), "terms never go back"),
+            (|o| assert!(o.deliver(G, &batch(3, 1, 19, &[]))), "is stamped 19 after"),
+            (|o| assert!(o.deliver(G, &batch(3, 1, 30, &[7]))), "is applied twice"),
+            (
+                |o| {
+                    o.refuse(ProposalId(8), &ProposeError::Lost);
+                    o.deliver(G, &batch(3, 1, 30, &[8]));
+                },
+                "was refused for good, and is applied",
+            ),
+            (|o| o.state(NodeId(1), G, State { applied: Index(1), hash: 5 }), "is not that of its index"),
+        ]);
+    }
+
+    #[test]
+    fn a_wrong_answer_is_named() {
+        assert_named(&[
+            (|o| o.acknowledge(ID, (G, Index(1), 0)), "is not where its node believes it"),
+            (
+                |o| {
+                    o.acknowledge(ID, (G, Index(2), 0));
+                    o.acknowledge(ID, (G, Index(2), 0));
+                },
+                "is acknowledged twice",
+            ),
+            (
+                |o| {
+                    o.acknowledge(ID, (G, Index(2), 0));
+                    o.refuse(ID, &ProposeError::Unknown);
+                },
+                "is acknowledged, and refused",
+            ),
+            (|o| o.refuse(ID, &ProposeError::Lost), "is applied, and refused for good"),
+            (
+                |o| {
+                    o.acknowledge(ID, (G, Index(2), 0));
+                    o.ask(ReadId(1), G);
+                    o.answer(ReadId(1), Some(Index(1)));
+                },
+                "misses 2, acknowledged before it was asked",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn two_that_differ_are_named() {
+        assert_named(&[
+            (
+                |o| {
+                    o.membership(G, Index(1), &members(&[1]));
+                    o.membership(G, Index(1), &members(&[2]));
+                },
+                "two nodes disagree on who is in group",
+            ),
+            (
+                |o| {
+                    o.role(NodeId(1), &leads(3));
+                    o.role(NodeId(2), &leads(3));
+                },
+                "two leaders in term 3",
+            ),
+            (
+                |o| {
+                    o.vote(G, ReplicaId(1), Term(3), ReplicaId(2));
+                    o.vote(G, ReplicaId(1), Term(3), ReplicaId(3));
+                },
+                "votes twice in term 3",
+            ),
+        ]);
+    }
+
+    fn assert_named(cases: &[(Breach, &str)]) {
+        for (breach, expected) in cases {
+            let said = std::panic::catch_unwind(|| breach(&mut oracle())).expect_err(expected);
+            let said = said.downcast_ref::<String>().cloned().unwrap_or_else(|| {
+                said.downcast_ref::<&str>().map_or_else(String::new, |text| (*text).to_owned())
+            });
+            assert!(said.contains(expected), "{said} / {expected}");
+        }
+    }
+
+    #[test]
+    fn copies_suffice_only_with_a_majority_of_each_voting_set() {
+        let mut oracle = oracle();
+        oracle.membership(G, Index(0), &members(&[1, 2, 3]));
+        let joint = Membership { voters_outgoing: vec![1, 2, 3], ..members(&[3, 4, 5]) };
+        oracle.membership(G, Index(1), &joint);
+        oracle.membership(G, Index(2), &joint);
+        let suffice = |replicas: &[u64]| oracle.suffice(G, Index(3), |id| replicas.contains(&id));
+        assert!(suffice(&[1, 3, 4]));
+        assert!(!suffice(&[3, 4, 5]), "one of the outgoing voters only");
+        assert!(!suffice(&[1, 2]), "none of the incoming voters");
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::id::{GroupId, Index, NodeId, ReplicaId};
 use crate::raft::input::{Input, MembershipStep, ProposalId, ReadId};
 use crate::raft::message::PeerBody;
-use crate::raft::output::{ApplyJob, Output, PeerOut, ProposeError, Role};
+use crate::raft::output::{ApplyJob, Output, PeerOut, ProposeError, Proposed, Role};
 use crate::raft::shard::ShardConfig;
 use crate::raft::simulation::node::{Disk, Life, SimNode, State, replica_of};
 use crate::raft::simulation::oracle::{Oracle, command};
@@ -477,28 +477,9 @@ impl World {
                 self.faults.count("leader change");
             }
         }
-        for batch in out.proposed {
-            let key = (batch.group, batch.index, batch.term);
-            for id in &batch.ids {
-                life.open.insert(*id, Some(key));
-            }
-            assert!(life.proposed.insert(key, batch.ids).is_none(), "two batches at {key:?}");
-        }
-        for (id, error) in out.refused {
-            self.oracle.refuse(id, &error);
-            match error {
-                ProposeError::Lost => self.faults.count("lost proposal"),
-                ProposeError::ChangePending | ProposeError::InvalidChange(_) => {
-                    self.faults.count("membership refused");
-                }
-                ProposeError::Unknown => self.faults.count("unknown fate"),
-                _ => {}
-            }
-            let place = life.open.remove(&id).unwrap_or_else(|| panic!("{id:?} has a second fate: {error}"));
-            if let Some(key) = place {
-                life.proposed.remove(&key);
-            }
-        }
+        self.note_fates(id, std::mem::take(&mut out.proposed), std::mem::take(&mut out.refused));
+        let node = self.nodes.get_mut(&id).unwrap();
+        let life = node.life.as_mut().unwrap();
         for read in out.reads {
             read.ids.iter().for_each(|id| self.oracle.answer(*id, read.index.as_ref().ok().copied()));
         }
@@ -529,6 +510,33 @@ impl World {
         }
         for message in out.messages {
             self.send(id, message);
+        }
+    }
+
+    /// Proposals went into the log, or did not, or are not to be applied where they are.
+    fn note_fates(&mut self, id: NodeId, proposed: Vec<Proposed>, refused: Vec<(ProposalId, ProposeError)>) {
+        let life = self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap();
+        for batch in proposed {
+            let key = (batch.group, batch.index, batch.term);
+            for id in &batch.ids {
+                life.open.insert(*id, Some(key));
+            }
+            assert!(life.proposed.insert(key, batch.ids).is_none(), "two batches at {key:?}");
+        }
+        for (id, error) in refused {
+            self.oracle.refuse(id, &error);
+            match error {
+                ProposeError::Lost => self.faults.count("lost proposal"),
+                ProposeError::ChangePending | ProposeError::InvalidChange(_) => {
+                    self.faults.count("membership refused");
+                }
+                ProposeError::Unknown => self.faults.count("unknown fate"),
+                _ => {}
+            }
+            let place = life.open.remove(&id).unwrap_or_else(|| panic!("{id:?} has a second fate: {error}"));
+            if let Some(key) = place {
+                life.proposed.remove(&key);
+            }
         }
     }
 
@@ -572,7 +580,8 @@ impl World {
                 let vote = (state.term, state.vote);
                 assert!(
                     vote == (out.message.term, out.message.to.0) || state.term > out.message.term,
-                    "{vote:?}"
+                    "the vote on disk is {vote:?}, that of {:?} is granted",
+                    out.message
                 );
             }
             PeerBody::RequestVote { trial: false, .. } | PeerBody::Append { .. } => {
