@@ -2,6 +2,43 @@
 //!
 //! [`Node`] opens, serves and stops a node inside a program; [`Client`] talks to one elsewhere.
 //!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let data_dir = directory.path().join("data");
+//! # let component = std::fs::read("guests/notes/notes.component.wasm")?;
+//! use statehouse::id::Digest;
+//! use statehouse::machine::outcome::Outcome;
+//! use statehouse::node::request::{Consistency, Push};
+//! use statehouse::{Node, NodeConfig};
+//!
+//! let config = || NodeConfig { bootstrap: true, ..NodeConfig::new(&data_dir, "embedded") };
+//! let node = Node::open(config()).await?;
+//!
+//! // Upload a state machine, here `guests/notes`, and make a machine of it.
+//! let push = Push { digest: Digest::of(&component), label: "notes".into(), bytes: component.into() };
+//! let module = node.push_module(push).await?;
+//! node.create_machine("notes", module.digest, "".into()).await?;
+//!
+//! // A command is durable and applied when it is answered; a query sees everything acknowledged before it.
+//! let applied = node.apply("notes", "milk=two pints".into()).await?;
+//! assert_eq!(applied.outcome, Outcome::Ok("two pints".into()));
+//! node.shutdown().await;
+//! drop(node);
+//!
+//! // Everything is there when the directory is opened again.
+//! let node = Node::open(config()).await?;
+//! let answered = node.query("notes", "milk".into(), Consistency::Linearizable).await?;
+//! assert_eq!(answered.outcome, Ok("two pints".into()));
+//! node.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Such a node has no sockets. [`api::Server`] serves it over the network, as the program `statehouse` does:
+//! the example of [`client`] has both ends of that.
+//!
 //! # Layout
 //! Arrows point one way, from the top of this list to the bottom:
 //! - `id`, `error`, `time`: names, failures, the only reader of clocks

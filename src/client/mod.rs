@@ -4,23 +4,43 @@
 //! done, because no connection came about or the node said so, is tried at the next address; a command whose
 //! fate is unknown is not, and ends with [`Error::Unknown`]. Reads are tried again in both cases.
 //!
-//! ```no_run
-//! # async fn run() -> Result<(), statehouse::error::Error> {
-//! use statehouse::client::Client;
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # // A node to talk to, as `statehouse dev` would be one.
+//! # use statehouse::{Node, NodeConfig, api::Server, config::{Limits, Listen}};
+//! # let data_dir = tempfile::tempdir()?;
+//! # let config = NodeConfig { bootstrap: true, ..NodeConfig::new(data_dir.path(), "example") };
+//! # let node = Node::open(config).await?;
+//! # let server = Server::bind(&Listen { client: "127.0.0.1:0".into(), ..Listen::default() }).await?;
+//! # let address = server.addresses().client.to_string();
+//! # let server = server.start(node.clone(), Limits::default())?;
+//! # let component = std::fs::read("guests/notes/notes.component.wasm")?;
+//! use statehouse::Client;
 //! use statehouse::machine::outcome::Outcome;
 //! use statehouse::node::request::Consistency;
 //!
-//! let client = Client::connect(["127.0.0.1:7070"]).await?;
-//! client.create_machine("notes", "builtin:kv", "").await?;
-//! let applied = client.apply("notes", "a command of the guest").await?;
-//! match applied.outcome {
-//!     Outcome::Ok(answer) => println!("{} bytes at index {}", answer.len(), applied.index),
-//!     Outcome::Refused(refusal) => println!("refused: {}", refusal.message),
-//!     Outcome::Host(code) => println!("the guest failed: {code:?}"),
-//! }
-//! let local = Consistency::Local { min_index: applied.index };
-//! let answered = client.query("notes", "a question", local).await?;
-//! # let _ = answered;
+//! // Where a node listens, such as 127.0.0.1:7070; with several, the first that answers is used.
+//! let client = Client::connect([&address]).await?;
+//!
+//! // Upload a state machine, here `guests/notes`, and make a machine of it.
+//! let module = client.push_module("notes", component.into(), |_bytes_sent| {}).await?;
+//! client.create_machine("notes", &module.digest.to_string(), "").await?;
+//!
+//! // A command is durable and applied when it is answered; what the guest made of it is the outcome.
+//! let applied = client.apply("notes", "milk=two pints").await?;
+//! assert_eq!(applied.outcome, Outcome::Ok("two pints".into()));
+//! let refused = client.apply("notes", "no equals sign").await?;
+//! assert!(matches!(refused.outcome, Outcome::Refused(refusal) if refusal.code == 1));
+//!
+//! // A query sees everything that was acknowledged before it, or, if that is enough, one's own command.
+//! let answered = client.query("notes", "milk", Consistency::Linearizable).await?;
+//! assert_eq!(answered.outcome, Ok("two pints".into()));
+//! let own = Consistency::Local { min_index: applied.index };
+//! assert!(client.query("notes", "milk", own).await?.index >= applied.index);
+//! # drop(client);
+//! # server.stop().await;
+//! # node.shutdown().await;
 //! # Ok(())
 //! # }
 //! ```
