@@ -144,6 +144,21 @@ fn bytes_are_given_as_text_a_file_standard_input_or_digits() {
 }
 
 #[test]
+fn keys_and_values_may_be_any_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    let directory = directory();
+    let node = Node::serve(directory.path(), &[]);
+    node.run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
+    let key = std::ffi::OsStr::from_bytes(b"\xff\xfe");
+    let kv = |arguments: &[&std::ffi::OsStr]| run_with(node.command(["kv"]).args(arguments), b"");
+    assert_eq!(kv(&["put".as_ref(), key, key]).ok(), "2");
+    assert_eq!(kv(&["get".as_ref(), key]).stdout, b"\xff\xfe");
+    assert_eq!(kv(&["get".as_ref(), key, "--prefix".as_ref()]).ok(), "\\xff\\xfe\t\\xff\\xfe");
+    assert_eq!(kv(&["del".as_ref(), key]).ok(), "1");
+    kv(&["get".as_ref(), key]).failed(1, &["\"\\xff\\xfe\""]);
+}
+
+#[test]
 fn answers_carry_an_index_that_a_local_read_can_wait_for() {
     let directory = directory();
     let node = Node::serve(directory.path(), &[]);

@@ -69,7 +69,7 @@ fn welcome(service: &Service, as_json: bool) -> anyhow::Result<()> {
         address if address == CLIENT_ADDRESS => String::new(),
         address => format!("  export STATEHOUSE_ENDPOINTS={address}\n"),
     };
-    eprintln!(
+    output::tell(format_args!(
         "node is ready: client {client}, http {http}, data {}\n\
          There is a machine called `{MACHINE}`. In another terminal, try\n{endpoints}  \
          statehouse kv put colour green\n  \
@@ -77,6 +77,6 @@ fn welcome(service: &Service, as_json: bool) -> anyhow::Result<()> {
          statehouse status\n\
          Ctrl-C stops the node; started again it has everything.",
         data_dir.display()
-    );
+    ));
     Ok(())
 }

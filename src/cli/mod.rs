@@ -146,8 +146,14 @@ fn address(text: &str) -> Result<String, String> {
 
 /// Runs one command line and says how the process is to end.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && arguments.iter().any(|argument| argument == "--json") => {
+            let text = error.to_string();
+            tell_as_json("USAGE", text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+            return ExitCode::from(2);
+        }
         Err(error) => {
             // Nothing is left to tell if the terminal is gone.
             let _ = error.print();
@@ -210,7 +216,10 @@ fn start_log(global: &Global, default: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).map_err(|e| {
         Usage(format!("--log {filter:?} is no filter ({e}): try `info` or `statehouse=debug`"))
     })?;
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    // A line that cannot be written is dropped. The library would complain on standard error, and panic when
+    // that is what is closed: in a node, on the thread that applies commands.
+    let log = tracing_subscriber::fmt().log_internal_errors(false);
+    let log = log.with_writer(std::io::stderr).with_env_filter(filter);
     let started = match global.json {
         true => log.json().try_init(),
         false => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
@@ -234,13 +243,16 @@ fn fail(global: &Global, error: &anyhow::Error) -> ExitCode {
                 None if usage => "USAGE",
                 None => "FAILED",
             };
-            let told = serde_json::json!({ "error": { "reason": reason, "message": format!("{error:#}") } });
-            eprintln!("{told}");
+            tell_as_json(reason, &format!("{error:#}"));
         } else {
-            eprintln!("error: {error:#}");
+            output::tell(format_args!("error: {error:#}"));
         }
     }
     ExitCode::from(if usage { 2 } else { 1 })
+}
+
+fn tell_as_json(reason: &str, message: &str) {
+    output::tell(serde_json::json!({ "error": { "reason": reason, "message": message } }));
 }
 
 /// The whole command line, for completions and for tests.

@@ -15,7 +15,18 @@ use crate::machine::outcome::{HostCode, Outcome};
 /// Writes one line to standard output.
 pub fn line(text: impl std::fmt::Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}")
+    writeln!(out, "{text}").map_err(unwritten)
+}
+
+/// Tells a person something, on standard error. If nobody reads there any more, nothing is lost by it: a node
+/// must not end because its terminal did.
+pub fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Says what could not be written; of the same kind, because a closed pipe is no failure.
+fn unwritten(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
 }
 
 /// Writes one JSON value to standard output, on one line.
@@ -26,7 +37,7 @@ pub fn json(value: &Value) -> io::Result<()> {
 /// Writes rows in columns, under a heading.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(columns(heading, rows).as_bytes())
+    out.write_all(columns(heading, rows).as_bytes()).map_err(unwritten)
 }
 
 fn columns(heading: &[&str], rows: &[Vec<String>]) -> String {
@@ -78,14 +89,13 @@ pub fn raw(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let text = std::str::from_utf8(bytes);
     let harmless = text.is_ok_and(|text| text.chars().all(|c| !c.is_control() || "\n\t".contains(c)));
-    if out.is_terminal() && !harmless {
-        return writeln!(out, "{}", printable(bytes));
-    }
-    out.write_all(bytes)?;
-    if text.is_ok_and(|text| !text.ends_with('\n') && !text.is_empty()) {
-        out.write_all(b"\n")?;
-    }
-    out.flush()
+    let written = if out.is_terminal() && !harmless {
+        writeln!(out, "{}", printable(bytes))
+    } else {
+        let end = text.is_ok_and(|text| !text.ends_with('\n') && !text.is_empty());
+        out.write_all(bytes).and_then(|()| out.write_all(if end { b"\n" } else { b"" }))
+    };
+    written.and_then(|()| out.flush()).map_err(unwritten)
 }
 
 /// Shows what became of a command or a query.

@@ -15,6 +15,7 @@ pub fn read(argument: &str, hex: bool) -> anyhow::Result<Bytes> {
             std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
             bytes
         }
+        (_, Some("")) => return Err(Usage("@ stands for a file: write its name behind it".into()).into()),
         (_, Some(path)) => std::fs::read(path).with_context(|| format!("cannot read {path}"))?,
         (text, None) => text.as_bytes().to_vec(),
     };

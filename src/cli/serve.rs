@@ -120,7 +120,7 @@ fn announce(service: &Service, as_json: bool) -> anyhow::Result<()> {
     }
     let http = http.map(|http| format!(", http {http}")).unwrap_or_default();
     let (name, data) = (status.name, status.data_dir.display());
-    eprintln!("node {name} is ready: client {}{http}, data {data}", addresses.client);
+    output::tell(format_args!("node {name} is ready: client {}{http}, data {data}", addresses.client));
     Ok(())
 }
 

@@ -129,6 +129,10 @@ pub fn from_status(status: &Status, endpoint: &str) -> Error {
     match status.code() {
         // The library's own answers before a request reached the node.
         Code::OutOfRange => Error::TooLarge(message),
+        // tonic's words for an answer that is no gRPC at all.
+        Code::Unimplemented if message.contains("grpc-status header missing") => Error::Invalid(format!(
+            "{endpoint} does not answer as a node does: is it the address that a node gives to its clients?"
+        )),
         Code::Unimplemented => Error::Invalid(format!("{endpoint} does not know this call: {message}")),
         Code::Cancelled | Code::DeadlineExceeded => {
             Error::DeadlineExceeded(format!("no answer from {endpoint} in time: {}", chain(status)))

@@ -151,6 +151,9 @@ impl Directory {
     /// Takes `root` for this process, made if it is not there, for the node called `name`.
     pub fn open(root: &Path, name: &str) -> Result<Directory, DirectoryError> {
         let failed = |doing| io_error(root, doing);
+        if root.exists() && !root.is_dir() {
+            return Err(failed("opening it")(io::ErrorKind::NotADirectory.into()));
+        }
         std::fs::create_dir_all(root).map_err(failed("making it"))?;
         let lock = take_lock(root)?;
         remove_leftovers(root).map_err(failed("removing what a crash left"))?;

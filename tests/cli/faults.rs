@@ -297,3 +297,23 @@ fn a_module_that_takes_too_long_to_compile_is_refused_with_the_limit() {
     node.run(["machine", "create", "n", "--module", &component("notes")]).ok();
     assert_eq!(fs::read_dir(data.join("modules")).expect("a directory").count(), 2, "notes, and `compiled`");
 }
+
+#[test]
+fn a_node_whose_standard_error_nobody_reads_serves_on() {
+    let directory = directory();
+    let (nobody, pipe) = std::io::pipe().expect("a pipe");
+    drop(nobody);
+    let mut serve = program();
+    serve_arguments(&mut serve, &directory.path().join("data"));
+    let node = Node::start_telling(&mut serve, pipe.into());
+    let guest = directory.path().join("attacker.wasm");
+    fs::write(&guest, attacker()).expect("writable");
+    node.run(["machine", "create", "attacker", "--module", guest.to_str().expect("text")]).ok();
+    // Each is a line in the node's log, written by the thread that applies.
+    for _ in 0..5 {
+        node.run(["apply", "attacker", "trap"]).failed(1, &["trapped"]);
+    }
+    node.run(["apply", "attacker", "x"]).ok();
+    node.signal(Signal::TERM);
+    assert_eq!(node.end().0, Some(0));
+}

@@ -116,10 +116,18 @@ impl Node {
 
     /// Starts a command that serves and prints its addresses as JSON.
     pub fn start(command: &mut Command) -> Node {
-        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Node::start_telling(command, Stdio::piped())
+    }
+
+    /// The same with standard error somewhere else.
+    pub fn start_telling(command: &mut Command, stderr: Stdio) -> Node {
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = piped.spawn().expect("the program starts");
         let stdout = child.stdout.take().expect("piped");
-        let stderr = read_all(child.stderr.take());
+        let stderr = match child.stderr.take() {
+            Some(stderr) => read_all(Some(stderr)),
+            None => thread::spawn(Vec::new),
+        };
         let (send, first) = mpsc::channel();
         thread::spawn(move || {
             let mut lines = BufReader::new(stdout).lines();

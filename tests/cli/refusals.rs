@@ -16,6 +16,32 @@ fn what_is_not_understood_ends_with_2_and_points_to_the_help() {
 }
 
 #[test]
+fn a_line_that_is_not_understood_is_told_as_json_with_json() {
+    for line in ["--json nosuch", "kv get --json", "status --json --timeout 0", "apply k @ --json"] {
+        let done = run_with(program().args(line.split_whitespace()), b"");
+        assert_eq!((done.code, done.stdout.len()), (2, 0), "{done:?}");
+        let told: serde_json::Value = serde_json::from_str(&done.stderr).expect("an error as JSON");
+        assert_eq!(told["error"]["reason"], "USAGE", "{line}");
+        assert!(!told["error"]["message"].as_str().expect("text").starts_with("error"), "{told}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_unless_nobody_reads_it() {
+    let directory = directory();
+    let node = Node::serve(directory.path(), &[]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let done = node.command(["status", "--json"]).stdout(full).output().expect("it runs");
+    let told = String::from_utf8(done.stderr).expect("text");
+    assert_eq!(done.status.code(), Some(1), "{told}");
+    assert!(told.contains("cannot write to standard output"), "{told}");
+    let (nobody, pipe) = std::io::pipe().expect("a pipe");
+    drop(nobody);
+    let done = node.command(["status"]).stdout(pipe).output().expect("it runs");
+    assert_eq!((done.status.code(), done.stderr.len()), (Some(0), 0), "as `head` does");
+}
+
+#[test]
 fn help_goes_to_standard_output() {
     let done = run_with(program().args(["kv", "put", "--help"]), b"");
     assert!(done.ok().contains("Examples:"), "{done:?}");
@@ -26,6 +52,10 @@ fn help_goes_to_standard_output() {
 fn a_node_that_is_not_there_is_named() {
     let done = run_with(program().args(["status", "--endpoints", "127.0.0.1:1"]), b"");
     done.failed(1, &["127.0.0.1:1", "is a node running there?"]);
+    let directory = directory();
+    let node = Node::serve(directory.path(), &[]);
+    let done = run_with(program().args(["status", "--endpoints", &node.http]), b"");
+    done.failed(1, &[&node.http, "does not answer as a node does"]);
     let both = run_with(program().args(["status", "--endpoints", "127.0.0.1:1,127.0.0.1:2"]), b"");
     both.failed(1, &["127.0.0.1:1", "127.0.0.1:2"]);
 }
@@ -143,7 +173,7 @@ fn a_data_directory_is_for_one_node() {
     serve(directory.path(), &["--name", "two"]).failed(1, &["one", "two"]);
     let file = directory.path().join("file");
     std::fs::write(&file, b"").unwrap();
-    serve(&file, &["--bootstrap"]).failed(1, &["file"]);
+    serve(&file, &["--bootstrap"]).failed(1, &["file", "not a directory"]);
 }
 
 #[test]

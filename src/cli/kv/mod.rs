@@ -2,6 +2,9 @@
 
 mod txn;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use statehouse_kv::Call;
@@ -35,11 +38,11 @@ enum Action {
             statehouse kv put colour green\n  \
             statehouse kv put temperature -4")]
     Put {
-        /// The key
-        key: String,
-        /// The value
+        /// The key; any bytes
+        key: OsString,
+        /// The value; any bytes
         #[arg(allow_negative_numbers = true)]
-        value: String,
+        value: OsString,
     },
     /// Read a key; prints its value, or with --prefix a line for each key
     #[command(after_help = "Ends with 1 if there is no such key; a prefix may have none.\n\n\
@@ -55,7 +58,7 @@ enum Action {
             statehouse kv del '' --prefix            # everything")]
     Del {
         /// The key
-        key: String,
+        key: OsString,
         /// Delete all keys that begin with it
         #[arg(long)]
         prefix: bool,
@@ -75,7 +78,7 @@ enum Action {
 #[derive(Debug, Args)]
 struct Get {
     /// The key
-    key: String,
+    key: OsString,
     /// Read all keys that begin with it
     #[arg(long)]
     prefix: bool,
@@ -93,9 +96,9 @@ impl Kv {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let store = Store { global, machine: self.machine };
         match self.action {
-            Action::Put { key, value } => store.put(key, value).await,
+            Action::Put { key, value } => store.put(key.into_vec(), value.into_vec()).await,
             Action::Get(get) => store.get(get).await,
-            Action::Del { key, prefix } => store.delete(key, prefix).await,
+            Action::Del { key, prefix } => store.delete(key.into_vec(), prefix).await,
             Action::Txn(txn) => {
                 let answer = store.apply(&txn.request()?).await?;
                 output::json(&txn::answer_json(&answer))?;
@@ -135,8 +138,8 @@ impl Store<'_> {
         if self.global.json && refused { show() } else { Ok(()) }
     }
 
-    async fn put(&self, key: String, value: String) -> anyhow::Result<()> {
-        let request = PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() };
+    async fn put(&self, key: Vec<u8>, value: Vec<u8>) -> anyhow::Result<()> {
+        let request = PutRequest { key, value, ..PutRequest::default() };
         let answer = self.apply(&request).await?;
         let revision = revision_of(answer.header.as_ref());
         if self.global.json {
@@ -147,7 +150,7 @@ impl Store<'_> {
         Ok(())
     }
 
-    async fn delete(&self, key: String, prefix: bool) -> anyhow::Result<()> {
+    async fn delete(&self, key: Vec<u8>, prefix: bool) -> anyhow::Result<()> {
         let (key, range_end) = span(key, prefix);
         let answer = self.apply(&DeleteRangeRequest { key, range_end, prev_kv: false }).await?;
         let revision = revision_of(answer.header.as_ref());
@@ -161,7 +164,7 @@ impl Store<'_> {
 
     async fn get(&self, get: Get) -> anyhow::Result<()> {
         let consistency = get.freshness.consistency()?;
-        let (key, range_end) = span(get.key.clone(), get.prefix);
+        let (key, range_end) = span(get.key.as_bytes(), get.prefix);
         let request = RangeRequest {
             key,
             range_end,
@@ -183,7 +186,10 @@ impl Store<'_> {
         }
         match found.kvs.is_empty() && !get.prefix {
             true if self.global.json => Err(Shown.into()),
-            true => Err(anyhow::anyhow!("no key {:?} in machine {:?}", get.key, self.machine)),
+            true => {
+                let key = output::printable(get.key.as_bytes());
+                Err(anyhow::anyhow!("no key \"{key}\" in machine {:?}", self.machine))
+            }
             false => Ok(()),
         }
     }
@@ -195,7 +201,8 @@ fn show_lines(found: &RangeResponse) -> anyhow::Result<()> {
         output::line(format_args!("{key}\t{value}"))?;
     }
     if found.more {
-        eprintln!("{} of {} keys; --limit left out the others", found.kvs.len(), found.count);
+        let (shown, all) = (found.kvs.len(), found.count);
+        output::tell(format_args!("{shown} of {all} keys; --limit left out the others"));
     }
     Ok(())
 }
