@@ -2,8 +2,9 @@
 //! one a call and many on a stream.
 //!
 //! The node is a process of its own; it and the load share this computer, as in the tables that it is
-//! compared with. `cargo bench --profile release --bench serve [SECONDS]`: that long for each line, 5 if
-//! nothing is said.
+//! compared with. `cargo bench --profile release --bench serve -- [SECONDS] [WORDS]`: that long for each
+//! line, 5 if nothing is said, and only lines that contain the words. `STATEHOUSE_PROGRAM` names another
+//! build to load.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -29,7 +30,8 @@ struct Node {
 
 impl Node {
     fn start(data_dir: &std::path::Path) -> Node {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_statehouse"));
+        let program = std::env::var("STATEHOUSE_PROGRAM");
+        let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_statehouse")));
         command.args(["dev", "--json", "--client", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"]);
         let mut child = command
             .arg(data_dir)
@@ -178,9 +180,12 @@ fn report(what: &str, node: &Node, cpu_before_us: u64, time: Duration, mut took_
     );
 }
 
-#[tokio::main]
+#[tokio::main(worker_threads = 2)]
 async fn main() {
-    let seconds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(5);
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let seconds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(5);
+    let words = arguments.iter().find(|argument| argument.parse::<u64>().is_err());
+    let wanted = |line: &str| words.is_none_or(|words| line.contains(words));
     let time = Duration::from_secs(seconds);
     let directory = tempfile::tempdir().expect("a temporary directory");
     let node = Node::start(directory.path());
@@ -190,14 +195,20 @@ async fn main() {
     }
     for (kind, name) in [(Kind::Put, "put"), (Kind::Get, "linearizable read")] {
         for clients in [1, 100] {
-            let before = node.cpu_us();
-            let took = unary(&node, kind, clients, time).await;
-            report(&format!("{name}, calls of {clients} clients"), &node, before, time, took);
+            let line = format!("{name}, calls of {clients} clients");
+            if wanted(&line) {
+                let before = node.cpu_us();
+                let took = unary(&node, kind, clients, time).await;
+                report(&line, &node, before, time, took);
+            }
         }
         for under_way in [1, 100, 1_000] {
-            let before = node.cpu_us();
-            let took = stream(&node, kind, under_way, time).await;
-            report(&format!("{name}, stream, {under_way} under way"), &node, before, time, took);
+            let line = format!("{name}, stream, {under_way} under way");
+            if wanted(&line) {
+                let before = node.cpu_us();
+                let took = stream(&node, kind, under_way, time).await;
+                report(&line, &node, before, time, took);
+            }
         }
     }
 }
