@@ -324,7 +324,8 @@ impl Group {
 
     /// Puts gathered commands into the log, unless enough batches are under way: then they gather on.
     fn cut_batches(&mut self, turn: &mut Turn) {
-        let free = turn.config.batches_in_flight_max.saturating_sub(self.unsynced.batches());
+        let unsynced = turn.config.batches_in_flight_max.saturating_sub(self.unsynced.batches());
+        let free = turn.config.batches_unapplied_max.saturating_sub(self.proposals.unapplied()).min(unsynced);
         if !self.leads() || self.node.raft.lead_transferee.is_some() {
             return;
         }

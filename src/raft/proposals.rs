@@ -68,6 +68,11 @@ impl Proposals {
         self.held_bytes
     }
 
+    /// Batches that went into the log and are not applied, as far as is known.
+    pub(super) fn unapplied(&self) -> usize {
+        self.in_flight.len() + self.committed.len()
+    }
+
     /// Whether batches of an earlier leadership await their fate.
     pub(super) fn in_doubt(&self) -> bool {
         self.doubt_since_ms.is_some()

@@ -37,6 +37,9 @@ pub struct ShardConfig {
     pub batch_operations_max: usize,
     /// A group's next batch gathers as long as this many are not synced yet.
     pub batches_in_flight_max: usize,
+    /// It also gathers as long as this many are in the log but not applied: while the machine is behind,
+    /// batches grow instead of their number, and cost less for each command.
+    pub batches_unapplied_max: usize,
     /// What all groups together may hold of commands that are not applied yet.
     pub held_bytes_max: usize,
     /// What one group may hold of them.
@@ -71,6 +74,7 @@ impl ShardConfig {
             batch_bytes_max: 4 << 20,
             batch_operations_max: 10_000,
             batches_in_flight_max: 1,
+            batches_unapplied_max: 2,
             held_bytes_max: 256 << 20,
             group_held_bytes_max: 64 << 20,
             group_reads_max: 100_000,

@@ -135,8 +135,13 @@ fn commands_of_one_call_share_a_batch_and_those_that_come_during_its_sync_the_ne
 
 #[test]
 fn batches_respect_their_limits_and_the_order_of_commands() {
-    let limits =
-        ShardConfig { batch_operations_max: 10, batch_bytes_max: 100, batches_in_flight_max: 99, ..config() };
+    let limits = ShardConfig {
+        batch_operations_max: 10,
+        batch_bytes_max: 100,
+        batches_in_flight_max: 99,
+        batches_unapplied_max: 99,
+        ..config()
+    };
     let mut bench = Bench::new(limits);
     bench.handle([Input::Open(Box::new(new_group(G)))]);
     let out = bench.handle((0..12).map(|id| propose(G, id)));

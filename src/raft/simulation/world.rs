@@ -134,6 +134,7 @@ impl World {
         }
         let config = ShardConfig {
             batches_in_flight_max: 1 + rng.below(3) as usize,
+            batches_unapplied_max: 1 + rng.below(6) as usize,
             batch_operations_max: 1 + rng.below(20) as usize,
             group_held_bytes_max: 2_000 + rng.below(20_000) as usize,
             cache_bytes_max: rng.below(2) as usize * 10_000,
