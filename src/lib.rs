@@ -41,7 +41,7 @@
 //!
 //! # Layout
 //! Arrows point one way, from the top of this list to the bottom:
-//! - `id`, `error`, `time`: names, failures, the only reader of clocks
+//! - `id`, `error`, `time`, `inbox`: names, failures, the only reader of clocks, queues between threads
 //! - `machine`: the heart, what a committed batch does; pure
 //! - `storage`: what is on disk; `wasm`: running components; neither knows the other
 //! - `raft`: order; pure and stepped
@@ -57,6 +57,7 @@ pub mod client;
 pub mod config;
 pub mod error;
 pub mod id;
+pub mod inbox;
 pub mod machine;
 pub mod node;
 pub mod proto;

@@ -344,6 +344,10 @@ fn every_acknowledged_entry_survives_a_power_failure_at_any_moment() {
             ..LogWrite::default()
         };
         thread.queue().write((1..=GROUPS).map(write).collect()).unwrap();
+        // Its files are laid out while it is used, now and then; the writes after that overwrite.
+        if round % 300 == 150 {
+            thread.queue().lay_out();
+        }
         // A moment when the write is under way, and then one when it is acknowledged.
         if round % 100 == 7 {
             frozen.push((disk.freeze(), acknowledged.clone()));

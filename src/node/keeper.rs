@@ -11,20 +11,22 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-
 use super::machine::{Machine, Queries};
 use super::order::Order;
 use super::registry::Registry;
 use super::stage::Stage;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
+use crate::inbox::{self, Receiver, Sender};
 use crate::machine::batch::{Act, Expire, Operation};
 use crate::machine::lease;
 use crate::raft::Input;
 
 /// How often the keeper looks whether there is something to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The log's files are laid out this long after the start, when the first rush is over.
+const LAY_OUT_AFTER_MS: u64 = 1_000;
 
 /// Leases whose end one operation proposes: bounds the batch when very many end together.
 const EXPIRE_MAX: usize = 1_000;
@@ -53,8 +55,9 @@ impl Keeper {
         stage: Arc<Stage>,
         registry: Arc<Registry>,
     ) -> Result<Keeper, Fault> {
-        let (stop, stopped) = crossbeam_channel::bounded(1);
-        let rounds = Rounds { settings, stage, registry, flushed_ms: 0, tried: HashMap::new() };
+        let (stop, stopped) = inbox::new();
+        let rounds =
+            Rounds { settings, stage, registry, flushed_ms: 0, tried: HashMap::new(), laid_out: false };
         let spawned =
             std::thread::Builder::new().name("keeper".to_owned()).spawn(move || rounds.run(&stopped));
         let thread = spawned.map_err(|e| Fault::new(format!("the keeper cannot be started: {e}")))?;
@@ -79,12 +82,15 @@ struct Rounds {
     flushed_ms: u64,
     /// The index at which each resident machine was last asked to save.
     tried: HashMap<GroupId, Index>,
+    laid_out: bool,
 }
 
 impl Rounds {
     fn run(mut self, stopped: &Receiver<()>) {
+        let mut words = Vec::new();
         loop {
-            let stopping = !matches!(stopped.recv_timeout(LOOK_INTERVAL), Err(RecvTimeoutError::Timeout));
+            stopped.take(&mut words, 1, LOOK_INTERVAL);
+            let stopping = !words.is_empty();
             if self.stage.failure().is_some() {
                 return;
             }
@@ -104,6 +110,10 @@ impl Rounds {
             self.end_due_leases(&machine)?;
         }
         let now_ms = self.stage.clock.now().monotonic_ms;
+        if !self.laid_out && now_ms >= LAY_OUT_AFTER_MS {
+            self.laid_out = true;
+            self.stage.log.lay_out();
+        }
         let bytes = self.stage.unflushed_bytes.load(Ordering::Relaxed);
         let old = now_ms >= self.flushed_ms + self.settings.flush_interval_ms;
         if bytes >= self.settings.flush_bytes || (bytes > 0 && (old || stopping)) {

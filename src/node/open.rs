@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -16,7 +15,7 @@ use super::config::NodeConfig;
 use super::keeper::{Keeper, KeeperSettings};
 use super::lane::{Lane, Published};
 use super::metrics::Metrics;
-use super::order::{self, Order, OrderQueue};
+use super::order::{Order, Orders};
 use super::registry::Registry;
 use super::shelf::Shelf;
 use super::stage::{Stage, record_failure};
@@ -24,6 +23,7 @@ use super::workers;
 use crate::catalog::{Catalog, CatalogGuest};
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, ReplicaId, Term};
+use crate::inbox::{self, Sender};
 use crate::machine::batch::Head;
 use crate::raft::{GroupStart, Input, ShardConfig};
 use crate::storage::directory::{Directory, Identity};
@@ -68,7 +68,7 @@ impl Found {
 /// The threads of a node, in the order in which they are ended.
 pub struct Threads {
     keeper: Keeper,
-    orders: OrderQueue,
+    orders: Orders,
     order: JoinHandle<()>,
     ready: Sender<Option<Arc<Lane>>>,
     workers: Vec<JoinHandle<()>>,
@@ -79,7 +79,7 @@ impl Threads {
     /// Ends them all: a last checkpoint, no more orders, what is queued applied, the log closed. Blocks.
     pub fn stop(self) {
         self.keeper.stop();
-        self.orders.send(Order::Stop);
+        self.orders.end();
         join("order", self.order);
         for _ in &self.workers {
             // Workers that are gone already need no word.
@@ -109,8 +109,8 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
     let shelf = Shelf::new(modules, engine, config.compiler(), config.limits.module_bytes_max);
 
     let clock = Clock::start();
-    let (orders, order_receiver) = OrderQueue::new();
-    let (ready, ready_receiver) = crossbeam_channel::unbounded();
+    let orders = Orders::default();
+    let (ready, ready_receiver) = inbox::new();
     let failure = watch::Sender::new(None);
     let log_reader = log_db.reader();
     let log = start_log(log_db, orders.clone(), failure.clone())?;
@@ -129,7 +129,7 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
     });
     let registry = Arc::new(Registry::default());
     let shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
-    let order = order::start(shard, clock, order_receiver, stage.clone())?;
+    let order = orders.start(shard, clock, stage.clone())?;
     let workers = workers::start(config.apply_workers, &ready_receiver, &stage)?;
     let keeper = Keeper::start(keeper_settings(&config), stage.clone(), registry.clone())?;
     let threads = Threads { keeper, orders, order, ready, workers, log };
@@ -208,16 +208,11 @@ fn finish_replacements(
     Ok(())
 }
 
-fn start_log(
-    log: LogDb,
-    orders: OrderQueue,
-    failure: watch::Sender<Option<Fault>>,
-) -> Result<LogThread, Fault> {
+fn start_log(log: LogDb, orders: Orders, failure: watch::Sender<Option<Fault>>) -> Result<LogThread, Fault> {
     let stop = orders.clone();
     let on_done = move |done: Vec<(GroupId, u64)>| {
-        for (group, number) in done {
-            orders.send(Order::Shard(Input::Persisted { group, number }));
-        }
+        let persisted = |(group, number)| Order::Shard(Input::Persisted { group, number });
+        orders.send_all(done.into_iter().map(persisted));
     };
     let on_failure = move |fault: Fault| record_failure(&failure, &stop, fault);
     LogThread::start(log, on_done, on_failure)

@@ -1,14 +1,22 @@
-//! The order thread: feeds the shard with what arrives, and hands what comes out to those who do it.
+//! Order: feeds the shard with what arrives, and hands what comes out to those who do it.
 //!
-//! Promises: every proposal's waiter is told its fate once: the outcome, a refusal, or that the fate is
-//! unknown because the node stopped. Must never wait for anything but its own queue.
+//! Whoever brings an order also works it off, with everything that has gathered, unless another thread is at
+//! it: then that one does. So a command goes from the network's thread to the log's, and from there to the
+//! one that applies it, with no thread between them that must be woken first (flat combining: Hendler, Incze,
+//! Shavit and Tzafrir, SPAA 2010). A thread of its own says when a tick has passed, and reads from the disk
+//! what the shard asks for.
+//!
+//! Promises: orders are worked off in the order in which they came; every proposal's waiter is told its fate
+//! once: the outcome, a refusal, or that the fate is unknown because the node stopped. Must never wait: the
+//! log and the network run through here.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::lane::{Job, Lane, Placed};
@@ -16,10 +24,11 @@ use super::request::Applied;
 use super::stage::Stage;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, Term};
+use crate::inbox::{self, Receiver, Sender};
 use crate::machine::batch::Operation;
 use crate::raft::{
-    ApplyJob, Input, Output, ProposalId, ProposeError, Proposed, ReadError, ReadId, ReadReady, RoleChange,
-    Shard, ShardConfig,
+    ApplyJob, Input, LogLoad, Output, ProposalId, ProposeError, Proposed, ReadError, ReadId, ReadReady,
+    RoleChange, Shard, ShardConfig,
 };
 use crate::storage::entry::{Entry, EntryKind};
 use crate::time::Clock;
@@ -27,10 +36,10 @@ use crate::time::Clock;
 /// Whoever waits for a command's outcome.
 pub type Waiter = oneshot::Sender<Result<Applied, Error>>;
 
-/// Inputs taken from the queue for one step of the shard, at most: bounds how long a tick can be late.
-const INPUTS_PER_STEP_MAX: usize = 4_096;
+/// Rounds that one thread works off before it leaves the rest to the order thread: it has work of its own.
+const ROUNDS_MAX: usize = 16;
 
-/// What can be asked of the order thread.
+/// What can be asked.
 pub enum Order {
     /// Put an operation into a group's log.
     Propose {
@@ -54,60 +63,162 @@ pub enum Order {
     Detach(GroupId),
     /// Straight to the shard.
     Shard(Input),
-    /// End the thread.
+}
+
+/// Where orders are given. Copies share one shard.
+#[derive(Clone, Default)]
+pub struct Orders {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// None before the start and after the end. Whoever holds it works off the queue.
+    desk: Mutex<Option<Desk>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    orders: Vec<Order>,
+    closed: bool,
+}
+
+impl Orders {
+    /// Gives an order, and works it off if nobody is at it. After [`end`](Orders::end) it is dropped, and
+    /// with it its waiter, who learns of it that way.
+    pub fn send(&self, order: Order) {
+        self.send_all([order]);
+    }
+
+    /// Gives several orders at once.
+    pub fn send_all(&self, orders: impl IntoIterator<Item = Order>) {
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            return;
+        }
+        queue.orders.extend(orders);
+        drop(queue);
+        self.work();
+    }
+
+    /// Takes up the work, with a thread for what must wait.
+    pub fn start(
+        &self,
+        config: ShardConfig,
+        clock: Clock,
+        stage: Arc<Stage>,
+    ) -> Result<JoinHandle<()>, Fault> {
+        let (tasks, receiver) = inbox::new();
+        let tick_ms = config.tick_ms;
+        let (orders, reader) = (self.clone(), stage.clone());
+        let run = move || run(&orders, &receiver, &reader, tick_ms);
+        let spawned = std::thread::Builder::new().name("order".to_owned()).spawn(run);
+        let thread = spawned.map_err(|e| Fault::new(format!("the order thread cannot be started: {e}")))?;
+        *self.shared.desk.lock() = Some(Desk {
+            shard: Shard::new(config),
+            clock,
+            stage,
+            tasks,
+            orders: Vec::new(),
+            inputs: Vec::new(),
+            out: Output::default(),
+            lanes: HashMap::new(),
+            waiting: HashMap::new(),
+            placed: HashMap::new(),
+            reading: HashMap::new(),
+            last_id: 0,
+        });
+        self.work();
+        Ok(thread)
+    }
+
+    /// Ends the work and the thread. Whoever still waits learns that the node stopped.
+    pub fn end(&self) {
+        let dropped = {
+            let mut queue = self.shared.queue.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.orders)
+        };
+        drop(dropped);
+        let desk = self.shared.desk.lock().take();
+        if let Some(desk) = desk {
+            desk.task(Task::Stop);
+        }
+    }
+
+    /// Works off what is queued, unless another thread is at it.
+    fn work(&self) {
+        for _ in 0..ROUNDS_MAX {
+            let Some(mut desk) = self.shared.desk.try_lock() else { return };
+            let Some(at_work) = &mut *desk else { return };
+            std::mem::swap(&mut at_work.orders, &mut self.shared.queue.lock().orders);
+            let stepped = at_work.step();
+            let stage = at_work.stage.clone();
+            drop(desk);
+            if let Err(fault) = stepped {
+                return stage.fail(fault);
+            }
+            // Who came meanwhile saw the desk taken and left.
+            if self.shared.queue.lock().orders.is_empty() {
+                return;
+            }
+        }
+        if let Some(desk) = self.shared.desk.try_lock().as_deref().and_then(Option::as_ref) {
+            desk.task(Task::Work);
+        }
+    }
+}
+
+/// What the order thread does besides its ticks.
+enum Task {
+    /// Work off the queue.
+    Work,
+    /// Read entries that are no longer in memory.
+    Load(LogLoad),
     Stop,
 }
 
-/// Where orders are queued. Copies feed one thread.
-#[derive(Clone)]
-pub struct OrderQueue {
-    sender: Sender<Order>,
-}
-
-impl OrderQueue {
-    /// Queues an order. After the thread has ended it is dropped, and with it its waiter, who learns of it
-    /// that way.
-    pub fn send(&self, order: Order) {
-        // The only failure is that the node has stopped: dropping the order tells its waiter.
-        let _ = self.sender.send(order);
+/// The order thread: ticks, and whatever waits for the disk.
+fn run(orders: &Orders, tasks: &Receiver<Task>, stage: &Stage, tick_ms: u64) {
+    let mut taken = Vec::new();
+    let mut next_tick_ms = stage.clock.now().monotonic_ms + tick_ms;
+    loop {
+        let patience_ms = next_tick_ms.saturating_sub(stage.clock.now().monotonic_ms);
+        tasks.take(&mut taken, usize::MAX, Duration::from_millis(patience_ms));
+        for task in taken.drain(..) {
+            match task {
+                Task::Work => orders.work(),
+                Task::Load(load) => match read(stage, &load) {
+                    Ok(loaded) => orders.send(Order::Shard(loaded)),
+                    Err(fault) => stage.fail(fault),
+                },
+                Task::Stop => return,
+            }
+        }
+        let now_ms = stage.clock.now().monotonic_ms;
+        if now_ms >= next_tick_ms {
+            orders.send(Order::Shard(Input::Tick));
+            next_tick_ms = now_ms + tick_ms;
+        }
     }
-
-    /// Both ends of a new queue.
-    pub fn new() -> (OrderQueue, Receiver<Order>) {
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        (OrderQueue { sender }, receiver)
-    }
 }
 
-/// Starts the thread.
-pub fn start(
-    config: ShardConfig,
-    clock: Clock,
-    orders: Receiver<Order>,
-    stage: Arc<Stage>,
-) -> Result<JoinHandle<()>, Fault> {
-    let thread = OrderThread {
-        tick_ms: config.tick_ms,
-        shard: Shard::new(config),
-        clock,
-        orders,
-        stage,
-        lanes: HashMap::new(),
-        waiting: HashMap::new(),
-        placed: HashMap::new(),
-        reading: HashMap::new(),
-        last_id: 0,
-    };
-    let spawned = std::thread::Builder::new().name("order".to_owned()).spawn(move || thread.run());
-    spawned.map_err(|e| Fault::new(format!("the order thread cannot be started: {e}")))
+fn read(stage: &Stage, load: &LogLoad) -> Result<Input, Fault> {
+    let entries = stage.log_reader.entries(load.group, load.from, load.to.next(), load.bytes_max)?;
+    Ok(Input::Loaded { group: load.group, from: load.from, entries })
 }
 
-struct OrderThread {
+/// The shard, and those who wait for it.
+struct Desk {
     shard: Shard,
     clock: Clock,
-    tick_ms: u64,
-    orders: Receiver<Order>,
     stage: Arc<Stage>,
+    tasks: Sender<Task>,
+    /// What is worked off in one step, and what it becomes.
+    orders: Vec<Order>,
+    inputs: Vec<Input>,
+    out: Output,
     lanes: HashMap<GroupId, Arc<Lane>>,
     /// Proposals whose fate is open.
     waiting: HashMap<ProposalId, Waiter>,
@@ -119,39 +230,25 @@ struct OrderThread {
     last_id: u64,
 }
 
-impl OrderThread {
-    fn run(mut self) {
-        let mut inputs = Vec::new();
-        let mut out = Output::default();
-        let mut next_tick_ms = self.clock.now().monotonic_ms + self.tick_ms;
-        loop {
-            let patience = next_tick_ms.saturating_sub(self.clock.now().monotonic_ms);
-            match self.orders.recv_timeout(Duration::from_millis(patience)) {
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(order) => self.take(order, &mut inputs),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            while inputs.len() < INPUTS_PER_STEP_MAX {
-                match self.orders.try_recv() {
-                    Ok(Order::Stop) => return,
-                    Ok(order) => self.take(order, &mut inputs),
-                    Err(_) => break,
-                }
-            }
-            let now = self.clock.now();
-            if now.monotonic_ms >= next_tick_ms {
-                inputs.push(Input::Tick);
-                next_tick_ms = now.monotonic_ms + self.tick_ms;
-            }
-            self.shard.handle(now, inputs.drain(..), &mut out);
-            if let Err(fault) = self.dispatch(&mut out) {
-                self.stage.fail(fault);
-                return;
-            }
-        }
+impl Desk {
+    /// Works off the orders taken.
+    fn step(&mut self) -> Result<(), Fault> {
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            let mut orders = std::mem::take(&mut self.orders);
+            orders.drain(..).for_each(|order| self.take(order));
+            self.orders = orders;
+            self.shard.handle(self.clock.now(), self.inputs.drain(..), &mut self.out);
+            self.dispatch()
+        }));
+        stepped.unwrap_or_else(|_| Err(Fault::new("the order of commands broke: a mistake of this program")))
     }
 
-    fn take(&mut self, order: Order, inputs: &mut Vec<Input>) {
+    fn task(&self, task: Task) {
+        // The thread is gone only after the end.
+        let _ = self.tasks.send(task);
+    }
+
+    fn take(&mut self, order: Order) {
         match order {
             Order::Propose { group, operation, waiter } => {
                 self.last_id += 1;
@@ -160,21 +257,21 @@ impl OrderThread {
                     self.waiting.insert(id, waiter);
                 }
                 let bytes = operation.size();
-                inputs.push(Input::Propose { group, id, operation, bytes });
+                self.inputs.push(Input::Propose { group, id, operation, bytes });
             }
             Order::Read { group, waiter } => {
                 self.last_id += 1;
                 self.reading.insert(ReadId(self.last_id), waiter);
-                inputs.push(Input::Read { group, id: ReadId(self.last_id) });
+                self.inputs.push(Input::Read { group, id: ReadId(self.last_id) });
             }
             Order::Attach(lane) => drop(self.lanes.insert(lane.group, lane)),
             Order::Detach(group) => drop(self.lanes.remove(&group)),
-            Order::Shard(input) => inputs.push(input),
-            Order::Stop => unreachable!("the loop ends before it takes a stop"),
+            Order::Shard(input) => self.inputs.push(input),
         }
     }
 
-    fn dispatch(&mut self, out: &mut Output) -> Result<(), Fault> {
+    fn dispatch(&mut self) -> Result<(), Fault> {
+        let mut out = std::mem::take(&mut self.out);
         if !out.log.is_empty() {
             self.stage.log.write(std::mem::take(&mut out.log))?;
         }
@@ -183,12 +280,7 @@ impl OrderThread {
         out.refused.drain(..).for_each(|(id, why)| self.refuse(id, &why));
         out.apply.drain(..).for_each(|job| self.apply(job));
         out.reads.drain(..).for_each(|ready| self.read(ready));
-        for load in out.load.drain(..) {
-            let entries =
-                self.stage.log_reader.entries(load.group, load.from, load.to.next(), load.bytes_max)?;
-            let loaded = Input::Loaded { group: load.group, from: load.from, entries };
-            self.stage.orders.send(Order::Shard(loaded));
-        }
+        out.load.drain(..).for_each(|load| self.task(Task::Load(load)));
         for (group, why) in out.quarantined.drain(..) {
             tracing::error!(%group, why, "the group is in quarantine: it answers nothing until the node is \
                 restarted");
@@ -198,6 +290,7 @@ impl OrderThread {
         }
         // One voter: nobody to send to. The peer link of the cluster takes them from here.
         out.messages.clear();
+        self.out = out;
         Ok(())
     }
 

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam_channel::Sender;
 use tokio::sync::watch;
 
 use super::lane::{Job, Lane};
 use super::metrics::Metrics;
-use super::order::{Order, OrderQueue};
+use super::order::{Order, Orders};
 use crate::error::Fault;
 use crate::id::{GroupId, Index};
+use crate::inbox::Sender;
+use crate::raft::Input;
 use crate::storage::log::{LogQueue, LogReader};
 use crate::storage::snapshot::Snapshots;
 use crate::storage::state::StateDb;
@@ -26,8 +27,8 @@ pub struct Stage {
     pub state: Arc<StateDb>,
     /// Saved states of resident machines.
     pub snapshots: Snapshots,
-    /// Queues orders for the order thread.
-    pub orders: OrderQueue,
+    /// Takes orders for the shard.
+    pub orders: Orders,
     /// The node's clock.
     pub clock: Clock,
     /// What is counted and timed.
@@ -79,20 +80,22 @@ impl Stage {
 
     /// Tells the shard how far a group is applied.
     pub fn applied(&self, group: GroupId, index: Index) {
-        self.orders.send(Order::Shard(crate::raft::Input::Applied { group, index }));
+        self.orders.send(Order::Shard(Input::Applied { group, index }));
     }
 }
 
-/// Notes the first failure, and ends the order thread: whoever waits for a command's fate is told at once
-/// that it is unknown.
-pub(super) fn record_failure(failure: &watch::Sender<Option<Fault>>, orders: &OrderQueue, fault: Fault) {
-    failure.send_if_modified(|failure| {
+/// Notes the first failure, and ends the orders: whoever waits for a command's fate is told at once that it
+/// is unknown.
+pub(super) fn record_failure(failure: &watch::Sender<Option<Fault>>, orders: &Orders, fault: Fault) {
+    let first = failure.send_if_modified(|failure| {
         if failure.is_some() {
             return false;
         }
         tracing::error!(%fault, "the node stops serving");
         *failure = Some(fault);
-        orders.send(Order::Stop);
         true
     });
+    if first {
+        orders.end();
+    }
 }

@@ -4,11 +4,10 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::Receiver;
-
 use super::lane::Lane;
 use super::stage::Stage;
 use crate::error::Fault;
+use crate::inbox::Receiver;
 
 /// Starts `count` workers. They end when nobody can give them lanes any more.
 pub fn start(
@@ -25,7 +24,7 @@ fn spawn(
     stage: Arc<Stage>,
 ) -> Result<JoinHandle<()>, Fault> {
     let work = move || {
-        while let Ok(Some(lane)) = ready.recv() {
+        while let Some(lane) = ready.next() {
             if lane.work(&stage) {
                 stage.give(lane);
             }

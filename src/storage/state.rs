@@ -47,7 +47,7 @@ pub struct StateSizes {
 
 impl Default for StateSizes {
     fn default() -> StateSizes {
-        StateSizes { write_buffer_bytes: 128 << 20, block_cache_bytes: 32 << 20, open_files_max: 512 }
+        StateSizes { write_buffer_bytes: 32 << 20, block_cache_bytes: 32 << 20, open_files_max: 512 }
     }
 }
 

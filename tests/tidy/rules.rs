@@ -12,13 +12,14 @@ const MAIN_LINES_MAX: usize = 40;
 const REASON_CHARS_MIN: usize = 8;
 
 /// What each top-level module of the crate may know besides itself. A name with `::` is one file of a module.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("id", &[]),
     ("error", &["id"]),
     ("time", &[]),
+    ("inbox", &[]),
     ("config", &["id", "error", "time"]),
     ("machine", &["id", "error"]),
-    ("storage", &["id", "error", "time", "config", "machine"]),
+    ("storage", &["id", "error", "time", "inbox", "config", "machine"]),
     ("wasm", &["id", "error", "time", "config", "machine"]),
     ("raft", &["id", "error", "time", "machine", "storage::entry"]),
     ("net", &["id", "error", "time", "config", "machine", "storage::entry", "raft", "proto"]),
@@ -26,7 +27,10 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("catalog", &["id", "error", "time", "config", "machine", "storage", "raft", "net"]),
     (
         "node",
-        &["id", "error", "time", "config", "machine", "storage", "wasm", "raft", "net", "watch", "catalog"],
+        &[
+            "id", "error", "time", "inbox", "config", "machine", "storage", "wasm", "raft", "net", "watch",
+            "catalog",
+        ],
     ),
     // The values of a node that messages are made of are a file without arrows of its own.
     ("proto", &["id", "error", "machine", "node::request"]),

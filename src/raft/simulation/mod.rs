@@ -115,23 +115,23 @@ fn caught(bug: Bug, seeds_max: u64) -> String {
 
 #[test]
 fn the_simulation_finds_known_mistakes() {
-    let cases = [
-        (Bug::AcknowledgeBeforeSync, "acknowledged up to"),
-        (Bug::VoteBeforeSync, "the vote on disk is"),
-        (Bug::ReadCoversLater, "acknowledged before it was asked"),
-        (Bug::SpeakInUnsyncedTerm, "speaks in a term that it may forget"),
-        (Bug::BatchAppends, "acknowledged up to"),
-        (Bug::PassQuestionsOn, "a replica speaks only for itself"),
-        (Bug::ForgetVote, "votes twice"),
-        (Bug::LoseSynced, "different entries"),
-        (Bug::TearState, "is not that of its index"),
-        (Bug::InstallUnwanted, "entries are applied in order"),
-        (Bug::LeaveStaged, "the log begins after"),
+    let cases: [(Bug, &[&str]); 11] = [
+        (Bug::AcknowledgeBeforeSync, &["acknowledged up to"]),
+        (Bug::VoteBeforeSync, &["the vote on disk is"]),
+        (Bug::ReadCoversLater, &["acknowledged before it was asked"]),
+        (Bug::SpeakInUnsyncedTerm, &["speaks in a term that it may forget"]),
+        (Bug::BatchAppends, &["acknowledged up to"]),
+        (Bug::PassQuestionsOn, &["a replica speaks only for itself"]),
+        (Bug::ForgetVote, &["votes twice"]),
+        (Bug::LoseSynced, &["different entries", "too few copies on disk"]),
+        (Bug::TearState, &["is not that of its index"]),
+        (Bug::InstallUnwanted, &["entries are applied in order"]),
+        (Bug::LeaveStaged, &["the log begins after"]),
     ];
     let mut wrong = Vec::new();
     for (bug, expected) in cases {
         let said = caught(bug, 1_000);
-        if !said.contains(expected) {
+        if !expected.iter().any(|words| said.contains(words)) {
             wrong.push((bug, said));
         }
     }

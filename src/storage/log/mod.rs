@@ -37,6 +37,8 @@ pub struct LogDb {
     db: Arc<Db>,
     mark: Mark,
     tails: HashMap<GroupId, Tail>,
+    /// What one file of the write-ahead log grows to.
+    file_bytes: usize,
 }
 
 /// The shape of one group's log: enough to write to it without reading it.
@@ -98,7 +100,7 @@ impl LogDb {
         let groups = read_groups(&db)?;
         let mark = Mark::open(&mark_path, db.sequence()).map_err(|e| mark_fault(&mark_path, &e))?;
         let tails = groups.iter().map(|(&group, log)| (group, Tail::of(log))).collect();
-        Ok((LogDb { db, mark, tails }, groups))
+        Ok((LogDb { db, mark, tails, file_bytes: sizes.write_buffer_bytes / 2 }, groups))
     }
 
     /// Reads entries later, for followers so far behind that the entries have left memory.

@@ -7,20 +7,28 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-
-use crossbeam_channel::{Receiver, Sender};
+use std::time::Duration;
 
 use super::mark::Mark;
 use super::row::{self, Own};
 use super::{LogDb, Tail};
 use crate::error::Fault;
 use crate::id::{GroupId, Index, Term};
+use crate::inbox::{self, Receiver, Sender};
 use crate::storage::db::{Changes, Db, Durability, Family};
 use crate::storage::entry::LogWrite;
 
 /// When this much is gathered it is written, though more is queued: bounds memory and how long the first one
 /// waits.
 const WRITE_BYTES_MAX: usize = 16 << 20;
+
+/// How long the thread sleeps when nothing is queued, before it looks again: it is woken for all that is.
+const LONG: Duration = Duration::from_secs(3_600);
+
+/// Files of the write-ahead log that are laid out: the one in use and the next.
+const LAID_OUT_FILES: usize = 2;
+/// They are filled in portions of this size, so that a write never waits long for one.
+const PORTION_BYTES: usize = 1 << 20;
 
 /// The thread that writes the log. Stops when dropped, after writing what is queued.
 pub struct LogThread {
@@ -37,6 +45,7 @@ pub struct LogQueue {
 
 enum Order {
     Write(Vec<LogWrite>),
+    LayOut,
     Stop,
 }
 
@@ -49,9 +58,11 @@ impl LogThread {
         on_done: impl FnMut(Vec<(GroupId, u64)>) + Send + 'static,
         on_failure: impl FnOnce(Fault) + Send + 'static,
     ) -> Result<LogThread, Fault> {
-        let (sender, receiver) = crossbeam_channel::unbounded();
+        let (sender, receiver) = inbox::new();
         let queue = LogQueue { sender, db: log.db.clone() };
-        let writer = Writer { db: log.db, mark: log.mark, tails: log.tails, value: Vec::new() };
+        let LogDb { db, mark, tails, file_bytes } = log;
+        let file_portions = file_bytes.div_ceil(PORTION_BYTES);
+        let writer = Writer { db, mark, tails, value: Vec::new(), file_portions, portions_left: 0 };
         let run = move || {
             let ended = writer.run(receiver, on_done);
             if let Err(fault) = &ended {
@@ -100,6 +111,14 @@ impl LogQueue {
             self.db.failure().unwrap_or_else(|| Fault::new("the log is closed: the node is stopping"))
         })
     }
+
+    /// Fills files of the write-ahead log with blanks, while nothing is queued, and retires them: what is
+    /// written later overwrites their blocks. A sync then has no file size to record, which halves its time.
+    /// Files that were in use come to that by themselves, but not before tens of megabytes were written.
+    pub fn lay_out(&self) {
+        // A log that is closed has no later writes.
+        let _ = self.sender.send(Order::LayOut);
+    }
 }
 
 struct Writer {
@@ -108,6 +127,10 @@ struct Writer {
     tails: HashMap<GroupId, Tail>,
     /// The buffer in which each row's value is made.
     value: Vec<u8>,
+    /// Portions that fill a file of the write-ahead log.
+    file_portions: usize,
+    /// Portions still to be written until the files are laid out.
+    portions_left: usize,
 }
 
 /// What one synced write gathers.
@@ -125,27 +148,41 @@ impl Writer {
     ) -> Result<(), Fault> {
         let db = self.db.clone();
         let mut open = true;
+        let mut orders = Vec::new();
         while open {
-            // All senders are gone only together with the thread's owner: the same as being told to stop.
-            let Ok(mut order) = queue.recv() else { break };
-            let changes = db.changes(&[Family::DEFAULT])?;
-            let mut gathered = Gathered { changes, durability: Durability::Buffered, done: Vec::new() };
-            loop {
-                match order {
-                    Order::Write(writes) => self.gather(writes, &mut gathered)?,
-                    Order::Stop => open = false,
-                }
-                if !open || gathered.changes.size_bytes() >= WRITE_BYTES_MAX {
-                    break;
-                }
-                match queue.try_recv() {
-                    Ok(next) => order = next,
-                    Err(_) => break,
-                }
+            let patience = if self.portions_left > 0 { Duration::ZERO } else { LONG };
+            queue.take(&mut orders, usize::MAX, patience);
+            if orders.is_empty() && self.portions_left > 0 {
+                self.lay_out_portion()?;
             }
-            self.write(gathered, &mut on_done)?;
+            let mut rest = orders.drain(..).peekable();
+            while open && rest.peek().is_some() {
+                let changes = db.changes(&[Family::DEFAULT])?;
+                let mut gathered = Gathered { changes, durability: Durability::Buffered, done: Vec::new() };
+                while open
+                    && gathered.changes.size_bytes() < WRITE_BYTES_MAX
+                    && let Some(order) = rest.next()
+                {
+                    match order {
+                        Order::Write(writes) => self.gather(writes, &mut gathered)?,
+                        Order::LayOut => self.portions_left = LAID_OUT_FILES * self.file_portions,
+                        Order::Stop => open = false,
+                    }
+                }
+                self.write(gathered, &mut on_done)?;
+            }
         }
         self.close()
+    }
+
+    /// Fills a file a little more; goes on to the next when it is full.
+    fn lay_out_portion(&mut self) -> Result<(), Fault> {
+        self.db.pad_log(PORTION_BYTES)?;
+        self.portions_left -= 1;
+        if self.portions_left.is_multiple_of(self.file_portions) {
+            self.db.flush(&[Family::DEFAULT])?;
+        }
+        Ok(())
     }
 
     fn gather(&mut self, writes: Vec<LogWrite>, gathered: &mut Gathered) -> Result<(), Fault> {
