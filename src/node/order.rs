@@ -344,10 +344,11 @@ impl Desk {
 fn propose_error(why: &ProposeError) -> Error {
     let text = why.to_string();
     match why {
-        ProposeError::NotLeader { .. } | ProposeError::Lost | ProposeError::ChangePending => {
-            Error::Unavailable(text)
-        }
-        ProposeError::InvalidChange(_) => Error::Invalid(text),
+        ProposeError::NotLeader { .. }
+        | ProposeError::Lost
+        | ProposeError::ChangePending
+        | ProposeError::TransferFailed(_) => Error::Unavailable(text),
+        ProposeError::InvalidChange(_) | ProposeError::InvalidTransfer(_) => Error::Invalid(text),
         ProposeError::UnknownGroup => Error::NotFound(text),
         ProposeError::Overloaded { .. } => Error::Overloaded(text),
         ProposeError::TooLarge { .. } => Error::TooLarge(text),

@@ -18,6 +18,7 @@ use crate::storage::entry::{GroupLog, Membership};
 use crate::time::Now;
 
 const G: GroupId = GroupId(3);
+const SLEEP_AFTER: usize = 20;
 
 /// Node `n` has replica `100 + n`.
 fn replica(node: u64) -> ReplicaId {
@@ -42,6 +43,7 @@ struct Cluster {
     reads: Vec<ReadReady>,
     wanted: Vec<SnapshotWanted>,
     unwanted: Vec<(GroupId, Index)>,
+    transferred: Vec<ProposalId>,
 }
 
 impl Cluster {
@@ -60,6 +62,7 @@ impl Cluster {
             reads: Vec::new(),
             wanted: Vec::new(),
             unwanted: Vec::new(),
+            transferred: Vec::new(),
         };
         for node in 1..=size {
             let disk = Disk {
@@ -67,7 +70,11 @@ impl Cluster {
                 flushed: [(G, State::default())].into(),
                 ..Disk::default()
             };
-            let config = ShardConfig { lag_entries_max: 3, ..ShardConfig::new(NodeId(node), node) };
+            let config = ShardConfig {
+                lag_entries_max: 3,
+                sleep_after_ticks: SLEEP_AFTER,
+                ..ShardConfig::new(NodeId(node), node)
+            };
             let shard = Shard::new(config);
             cluster.members.insert(node, Member { shard, disk, state: State::default() });
             let start = GroupStart {
@@ -128,6 +135,7 @@ impl Cluster {
         self.reads.extend(out.reads);
         self.wanted.extend(out.snapshots);
         self.unwanted.extend(out.unwanted);
+        self.transferred.extend(out.transferred);
         inputs
     }
 
@@ -429,4 +437,151 @@ fn positions_that_no_snapshot_can_have_get_no_head() {
     assert_eq!(shard.snapshot_head(G, applied.next()), None, "not applied");
     assert_eq!(shard.snapshot_head(G, Index(1)), None, "no longer in the log");
     assert_eq!(shard.snapshot_head(GroupId(77), applied), None);
+}
+
+fn transfer(cluster: &mut Cluster, id: u64, to: ReplicaId) {
+    cluster.give(1, Input::Transfer { group: G, id: ProposalId(id), to });
+}
+
+#[test]
+fn leadership_moves_to_the_voter_that_was_named() {
+    let mut cluster = Cluster::new(3, 3);
+    cluster.tick(3);
+    transfer(&mut cluster, 1, replica(3));
+    let operation = Operation::command(Bytes::from_static(b"meanwhile"));
+    cluster.give(1, Input::Propose { group: G, id: ProposalId(2), operation, bytes: 20 });
+    assert_eq!(cluster.refused, [], "it gathers");
+    cluster.settle();
+    assert_eq!(cluster.status(3).standing.role, Role::Leader);
+    assert_eq!(cluster.transferred, [ProposalId(1)]);
+    let refused = std::mem::take(&mut cluster.refused);
+    let [(ProposalId(2), ProposeError::NotLeader { .. })] = refused[..] else { panic!("{refused:?}") };
+    cluster.propose(3, 3);
+    cluster.tick(3);
+    assert_eq!(cluster.applied(1), cluster.applied(3));
+}
+
+#[test]
+fn a_transfer_to_a_silent_voter_is_given_up_and_commands_go_on() {
+    let mut cluster = Cluster::new(3, 3);
+    cluster.tick(3);
+    cluster.down.insert(3);
+    transfer(&mut cluster, 1, replica(3));
+    let before = cluster.applied(1);
+    cluster.propose(1, 2);
+    assert_eq!(cluster.applied(1), before, "it gathers");
+    transfer(&mut cluster, 3, replica(2));
+    let refusal = cluster.refusal();
+    assert!(
+        matches!(&refusal, ProposeError::TransferFailed(why) if why.contains("103 already")),
+        "{refusal:?}"
+    );
+    cluster.tick(11);
+    let refusal = cluster.refusal();
+    assert!(matches!(&refusal, ProposeError::TransferFailed(why) if why.contains("did not take over")));
+    assert_eq!((cluster.applied(1), cluster.transferred.len()), (before.next(), 0));
+}
+
+#[test]
+fn who_cannot_lead_is_named_in_the_refusal() {
+    let mut cluster = Cluster::new(3, 2);
+    for (to, expected) in [(replica(1), "leads already"), (replica(3), "not a voter")] {
+        transfer(&mut cluster, 1, to);
+        let refusal = cluster.refusal();
+        assert!(
+            matches!(&refusal, ProposeError::InvalidTransfer(why) if why.contains(expected)),
+            "{refusal:?}"
+        );
+    }
+    cluster.give(2, Input::Transfer { group: G, id: ProposalId(2), to: replica(2) });
+    assert_eq!(cluster.refusal(), ProposeError::NotLeader { leader: Some(NodeId(1)) });
+    cluster.give(2, Input::Transfer { group: GroupId(77), id: ProposalId(2), to: replica(2) });
+    assert_eq!(cluster.refusal(), ProposeError::UnknownGroup);
+}
+
+#[test]
+fn a_group_that_is_closed_during_a_transfer_answers_it() {
+    let mut cluster = Cluster::new(2, 2);
+    cluster.down.insert(2);
+    transfer(&mut cluster, 1, replica(2));
+    cluster.give(1, Input::Close(G));
+    assert_eq!(cluster.refusal(), ProposeError::UnknownGroup);
+}
+
+/// Three replicas, one of them a learner, that sleep.
+fn asleep() -> Cluster {
+    let mut cluster = Cluster::new(4, 3);
+    cluster.change(1, &[MembershipStep::AddLearner(replica(4))]);
+    cluster.propose(1, 2);
+    cluster.tick(SLEEP_AFTER as u64 + 10);
+    for node in 1..=4 {
+        assert!(!cluster.status(node).awake, "node {node}");
+    }
+    cluster.sent.clear();
+    cluster
+}
+
+#[test]
+fn a_group_with_nothing_to_do_says_nothing_until_a_command_wakes_it() {
+    let mut cluster = asleep();
+    cluster.tick(200);
+    assert_eq!(cluster.sent, []);
+    assert_eq!(cluster.status(1).standing.role, Role::Leader);
+    let before = cluster.applied(1);
+    cluster.propose(1, 3);
+    assert_eq!(cluster.applied(1), before.next(), "at once");
+    cluster.tick(3);
+    assert!((1..=4).all(|node| cluster.applied(node) == before.next() && cluster.status(node).awake));
+    let term = cluster.status(1).standing.term;
+    cluster.tick(15);
+    assert_eq!(cluster.status(1).standing.term, term, "nobody doubted the leader");
+    assert_eq!(cluster.status(1).standing.role, Role::Leader);
+    cluster.tick(SLEEP_AFTER as u64);
+    assert!((1..=4).all(|node| !cluster.status(node).awake), "and asleep again");
+}
+
+#[test]
+fn a_read_on_any_replica_wakes_the_group() {
+    for node in 1..=4 {
+        let mut cluster = asleep();
+        cluster.give(node, Input::Read { group: G, id: ReadId(1) });
+        cluster.settle();
+        let [ReadReady { index, .. }] = &cluster.reads[..] else {
+            panic!("node {node}: {:?}", cluster.reads)
+        };
+        assert_eq!(*index, Ok(cluster.applied(1)), "node {node}");
+    }
+}
+
+#[test]
+fn those_asleep_choose_another_leader_when_its_node_falls_silent() {
+    let mut cluster = asleep();
+    cluster.down.insert(1);
+    cluster.tick(100);
+    assert_eq!(cluster.sent, [], "they do not notice by themselves");
+    for node in 2..=4 {
+        cluster.give(node, Input::NodeSilent(NodeId(9)));
+        assert!(!cluster.status(node).awake, "nobody of the group is there");
+        cluster.give(node, Input::NodeSilent(NodeId(1)));
+    }
+    cluster.tick(60);
+    let leaders = (2..=4).filter(|&node| cluster.status(node).standing.role == Role::Leader).count();
+    assert_eq!(leaders, 1);
+}
+
+#[test]
+fn a_replica_that_lags_keeps_the_group_awake() {
+    let mut cluster = Cluster::new(3, 3);
+    cluster.down.insert(3);
+    cluster.propose(1, 1);
+    cluster.tick(SLEEP_AFTER as u64 * 3);
+    assert!(cluster.status(1).awake && cluster.status(2).awake);
+    // And a word to sleep that does not fit is not obeyed.
+    let term = cluster.status(1).standing.term;
+    for last in [Index(1), Index(99)] {
+        let body = PeerBody::Sleep { last };
+        let message = PeerMessage { from: replica(1), to: replica(2), term, body };
+        cluster.give(2, Input::Message { from: NodeId(1), group: G, message });
+        assert!(cluster.status(2).awake, "{last}");
+    }
 }

@@ -32,8 +32,10 @@ use crate::storage::entry::{Entry, LogWrite, Membership};
 use crate::time::Now;
 
 mod change;
+mod sleep;
 mod snapshot;
 mod standing;
+mod transfer;
 
 /// One group on this node.
 pub(super) struct Group {
@@ -54,6 +56,12 @@ pub(super) struct Group {
     applied: Index,
     /// A snapshot that takes the log's place.
     staged: Option<snapshot::Staged>,
+    /// The transfer of leadership under way: who asked for it, and who is to lead.
+    transferring: Option<(ProposalId, ReplicaId)>,
+    /// Whether nobody expects anything of this replica until something happens.
+    asleep: bool,
+    /// How many ticks found a leader with nothing to do.
+    idle_ticks: usize,
     /// The term, and whom this replica took for its leader, when it last looked.
     led_by: (u64, u64),
     election_timeout: ElectionTimeout,
@@ -112,6 +120,9 @@ impl Group {
             delivered: applied,
             applied,
             staged: None,
+            transferring: None,
+            asleep: false,
+            idle_ticks: 0,
             led_by: (hard_state.term.0, raft::INVALID_ID),
             election_timeout: ElectionTimeout::new(seed, config.election_ticks, hard_state.term.0),
             announced: None,
@@ -137,11 +148,15 @@ impl Group {
         bytes: usize,
         config: &ShardConfig,
     ) -> Result<(), ProposeError> {
+        if self.leads() {
+            self.wake();
+        }
         self.proposals.gather(id, operation, bytes, config)
     }
 
     /// A read that wants a read point.
     pub(super) fn read(&mut self, id: ReadId, now: Now) {
+        self.wake();
         self.reads.push(id, now.monotonic_ms);
     }
 
@@ -182,6 +197,13 @@ impl Group {
         if message.to != self.replica {
             return;
         }
+        if let PeerBody::Sleep { last } = message.body {
+            self.sleep_with(message.from, message.term, last);
+            return;
+        }
+        if self.asleep && self.wakes(&message) {
+            self.wake();
+        }
         // A replica never moves: what the catalog said of it, or its own first message, stays true.
         self.nodes.entry(message.from).or_insert(from);
         if self.is_stale_rejection(&message)
@@ -190,7 +212,7 @@ impl Group {
             return;
         }
         // The engine refuses answers from replicas that are no longer in the group: nothing is owed to those.
-        let _ = self.node.step(to_engine_message(message));
+        let _ = to_engine_message(message).map(|message| self.node.step(message));
         self.set_election_timeout();
     }
 
@@ -217,13 +239,6 @@ impl Group {
         self.nodes.insert(replica, node);
     }
 
-    /// Another voter is to lead.
-    pub(super) fn transfer(&mut self, to: ReplicaId) {
-        if self.leads() {
-            self.node.transfer_leader(to.0);
-        }
-    }
-
     /// Entries came back from the log for those who lag behind.
     pub(super) fn loaded(&mut self, from: Index, entries: Vec<Entry>) {
         let (granted, open) =
@@ -241,6 +256,7 @@ impl Group {
 
     /// Stands for election now.
     pub(super) fn campaign(&mut self) {
+        self.wake();
         if self.alone() {
             self.campaign_alone();
         } else if !self.leads() && self.node.raft.promotable() {
@@ -266,6 +282,7 @@ impl Group {
         let expired = self.reads.expire(now_ms, wait_ms);
         self.answer(expired, Err(ReadError::NoLeader { waited_ms: wait_ms }), turn);
         self.reads.retry(now_ms, turn.config.read_retry_ms());
+        self.rest();
     }
 
     // What follows.
@@ -277,6 +294,8 @@ impl Group {
             self.campaign_alone();
         }
         self.take_readies(turn);
+        self.end_transfer(turn);
+        self.fall_asleep(turn);
         self.evict(turn.config);
         self.ask_for_entries(turn);
         self.announce(turn);
@@ -525,7 +544,9 @@ impl Group {
 
     /// Ends the group: commands that are certainly not done, and those that perhaps are.
     pub(super) fn give_up(&mut self) -> (Vec<ProposalId>, Vec<ProposalId>) {
-        (self.proposals.give_up_gathered(), self.proposals.give_up_in_flight(None))
+        let mut never = self.proposals.give_up_gathered();
+        never.extend(self.transferring.take().map(|(id, _)| id));
+        (never, self.proposals.give_up_in_flight(None))
     }
 
     /// Ends the group: reads that will not be answered.

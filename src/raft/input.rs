@@ -97,6 +97,8 @@ pub enum Input {
     Transfer {
         /// The group.
         group: GroupId,
+        /// What `transferred` or `refused` will call it.
+        id: ProposalId,
         /// The next leader.
         to: ReplicaId,
     },
@@ -138,6 +140,9 @@ pub enum Input {
         /// The group.
         group: GroupId,
     },
+    /// Nothing was heard of a node for a while. Groups asleep that rely on it wake and see for themselves,
+    /// each in its own time. Say it once each time a node falls silent.
+    NodeSilent(NodeId),
     /// `tick_ms` have passed.
     Tick,
 }

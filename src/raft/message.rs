@@ -92,6 +92,12 @@ pub enum PeerBody {
     },
     /// Leader to follower: stand for election now, I step back.
     TimeoutNow,
+    /// Leader to follower: all have everything up to `last` and know that it is committed; nothing is heard
+    /// of me until something happens.
+    Sleep {
+        /// The last entry.
+        last: Index,
+    },
     /// Follower to leader: from which index on may reads be served?
     ReadIndex {
         /// The mark of the round of reads.
@@ -113,11 +119,11 @@ impl PeerBody {
     }
 }
 
-/// The engine's form of a message.
-pub(super) fn to_engine_message(message: PeerMessage) -> eraftpb::Message {
+/// The engine's form of a message; none for what the engine does not know.
+pub(super) fn to_engine_message(message: PeerMessage) -> Option<eraftpb::Message> {
     let (from, to, term) = (message.from.0, message.to.0, message.term.0);
     let mut out = eraftpb::Message { from, to, term, ..eraftpb::Message::default() };
-    out.set_msg_type(type_of(&message.body));
+    out.set_msg_type(type_of(&message.body)?);
     match message.body {
         PeerBody::Append { previous, entries, commit } => {
             (out.index, out.log_term, out.commit) = (previous.0.0, previous.1.0, commit.0);
@@ -143,22 +149,22 @@ pub(super) fn to_engine_message(message: PeerMessage) -> eraftpb::Message {
             out.reject = !granted;
             (out.commit, out.commit_term) = (commit.0.0, commit.1.0);
         }
-        PeerBody::TimeoutNow => {}
+        PeerBody::TimeoutNow | PeerBody::Sleep { .. } => {}
         PeerBody::ReadIndex { context } => out.set_entries(vec![marked(context)].into()),
         PeerBody::ReadIndexReply { index, context } => {
             out.index = index.0;
             out.set_entries(vec![marked(context)].into());
         }
     }
-    out
+    Some(out)
 }
 
 fn marked(context: Bytes) -> eraftpb::Entry {
     eraftpb::Entry { data: context, ..eraftpb::Entry::default() }
 }
 
-fn type_of(body: &PeerBody) -> MessageType {
-    match body {
+fn type_of(body: &PeerBody) -> Option<MessageType> {
+    Some(match body {
         PeerBody::Append { .. } => MessageType::MsgAppend,
         PeerBody::Appended { .. } | PeerBody::Rejected { .. } => MessageType::MsgAppendResponse,
         PeerBody::Heartbeat { .. } => MessageType::MsgHeartbeat,
@@ -170,7 +176,8 @@ fn type_of(body: &PeerBody) -> MessageType {
         PeerBody::TimeoutNow => MessageType::MsgTimeoutNow,
         PeerBody::ReadIndex { .. } => MessageType::MsgReadIndex,
         PeerBody::ReadIndexReply { .. } => MessageType::MsgReadIndexResp,
-    }
+        PeerBody::Sleep { .. } => return None,
+    })
 }
 
 /// The project's form of a message; none for what replicas do not tell each other here.
@@ -250,7 +257,7 @@ mod tests {
         ];
         for body in bodies {
             let message = PeerMessage { from: ReplicaId(1), to: ReplicaId(2), term: Term(4), body };
-            assert_eq!(from_engine_message(to_engine_message(message.clone())), Some(message));
+            assert_eq!(from_engine_message(to_engine_message(message.clone()).unwrap()), Some(message));
         }
     }
 

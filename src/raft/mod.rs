@@ -16,13 +16,14 @@
 //!    but not in force. Say [`Input::SnapshotReceived`]; an apply job that names it puts it in force. If a
 //!    group's log begins after its state at a start, the staged snapshot ends there: put it in force, then
 //!    open.
-//! 7. Say [`Input::Tick`] every `tick_ms`. Groups with nothing to wait for cost nothing then.
+//! 7. Say [`Input::Tick`] every `tick_ms`. Groups with nothing to wait for cost nothing then; they rely on
+//!    [`Input::NodeSilent`]: nodes must notice each other's silence, because their groups no longer do.
 //!
 //! # Layout
 //! - [`input`], [`output`]: everything that goes in and comes out
 //! - [`shard`]: many groups, who has something to do, the fence around a broken one
 //! - `group`: one group around the engine's node: what is written, sent, applied, and when; in its folder how
-//!   memberships change, how snapshots take the place of logs, and how the group stands
+//!   memberships change, snapshots take the place of logs, leadership moves, groups sleep, and how they stand
 //! - `unsynced`: what waits for the log thread
 //! - `election`: when a follower loses patience
 //! - `proposals`: commands from their arrival to their fate

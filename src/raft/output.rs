@@ -16,6 +16,8 @@ pub struct Output {
     pub proposed: Vec<Proposed>,
     /// Operations that did not, or whose fate is another than to be applied at the index told before.
     pub refused: Vec<(ProposalId, ProposeError)>,
+    /// Transfers of leadership that ended with another replica leading. Those that failed are in `refused`.
+    pub transferred: Vec<ProposalId>,
     /// Answers to reads.
     pub reads: Vec<ReadReady>,
     /// For other nodes, in this order for each. May be lost or late, never changed.
@@ -40,6 +42,7 @@ impl Output {
             && self.apply.is_empty()
             && self.proposed.is_empty()
             && self.refused.is_empty()
+            && self.transferred.is_empty()
             && self.reads.is_empty()
             && self.messages.is_empty()
             && self.load.is_empty()
@@ -139,6 +142,12 @@ pub enum ProposeError {
     /// Not done, and never will be.
     #[error("the group's membership cannot change like that: {0}")]
     InvalidChange(String),
+    /// Not done, and never will be: that replica cannot lead, or leads already.
+    #[error("the leadership cannot move like that: {0}")]
+    InvalidTransfer(String),
+    /// Not done: this replica leads on. It may be tried again.
+    #[error("the leadership stays where it is: {0}")]
+    TransferFailed(String),
     /// Not done: another leader's entry took its place. It may be proposed again.
     #[error("the leader changed and the command was not kept: send it again")]
     Lost,

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::Operation;
 use crate::raft::group::Group;
-use crate::raft::input::{GroupStart, Input, MembershipStep, ProposalId, ReadId};
+use crate::raft::input::{GroupStart, Input, ProposalId, ReadId};
 use crate::raft::output::{GroupStatus, Output, ProposeError, ReadError, ReadReady, SnapshotHead};
 #[cfg(test)]
 use crate::raft::simulation::Bug;
@@ -57,6 +57,9 @@ pub struct ShardConfig {
     /// For replicas that lag, the log is kept this many applied entries back; those further behind get a
     /// snapshot.
     pub lag_entries_max: u64,
+    /// A group whose leader finds nothing to do at so many ticks falls asleep; 0: never. Only where
+    /// [`Input::NodeSilent`] is told: those asleep do not notice by themselves that their leader is gone.
+    pub sleep_after_ticks: usize,
     /// A mistake to make, to see that the simulation finds it.
     #[cfg(test)]
     pub(super) bug: Option<Bug>,
@@ -83,6 +86,7 @@ impl ShardConfig {
             append_bytes_max: 1 << 20,
             appends_in_flight_max: 64,
             lag_entries_max: 10_000,
+            sleep_after_ticks: 0,
             #[cfg(test)]
             bug: None,
         }
@@ -189,11 +193,15 @@ impl Shard {
             Input::Message { from, group, message } => {
                 self.touch(now, group, out, |group, turn| group.step(from, message, turn.config));
             }
-            Input::ChangeMembership { group, id, steps } => self.change(now, group, id, &steps, out),
+            Input::ChangeMembership { group, id, steps } => {
+                self.ask(now, group, id, out, |group, turn| group.change(id, &steps, turn));
+            }
             Input::Locate { group, replica, node } => {
                 self.touch(now, group, out, |group, _| group.locate(replica, node));
             }
-            Input::Transfer { group, to } => self.touch(now, group, out, |group, _| group.transfer(to)),
+            Input::Transfer { group, id, to } => {
+                self.ask(now, group, id, out, |group, turn| group.transfer(id, to, turn));
+            }
             Input::Loaded { group, from, entries } => {
                 self.touch(now, group, out, |group, _| group.loaded(from, entries));
             }
@@ -204,6 +212,7 @@ impl Shard {
                 self.snapshot_received(now, group, (from, term), head, time_floor, out);
             }
             Input::Campaign { group } => self.touch(now, group, out, |group, _| group.campaign()),
+            Input::NodeSilent(node) => self.node_silent(now, node, out),
             Input::Tick => self.tick(now, out),
             Input::Open(start) => self.open(now, *start, out),
             Input::Close(group) => self.close(group, out),
@@ -282,20 +291,19 @@ impl Shard {
         }
     }
 
-    fn change(
+    /// Asks a group for something that has an answer.
+    fn ask(
         &mut self,
         now: Now,
         id: GroupId,
         proposal: ProposalId,
-        steps: &[MembershipStep],
         out: &mut Output,
+        work: impl FnOnce(&mut Group, &mut Turn),
     ) {
         let refusal = match self.groups.get(&id) {
             None => ProposeError::UnknownGroup,
             Some(Slot::Quarantined(reason)) => ProposeError::Quarantined(reason.clone()),
-            Some(Slot::Open(_)) => {
-                return self.touch(now, id, out, |group, turn| group.change(proposal, steps, turn));
-            }
+            Some(Slot::Open(_)) => return self.touch(now, id, out, work),
         };
         out.refused.push((proposal, refusal));
     }
@@ -339,6 +347,16 @@ impl Shard {
         let awake: Vec<GroupId> = self.awake.iter().copied().collect();
         for group in awake {
             self.touch(now, group, out, Group::tick);
+        }
+    }
+
+    fn node_silent(&mut self, now: Now, node: NodeId, out: &mut Output) {
+        let sleeps = |slot: &Slot| matches!(slot, Slot::Open(group) if !group.awake);
+        let mut asleep: Vec<GroupId> =
+            self.groups.iter().filter(|(_, slot)| sleeps(slot)).map(|(id, _)| *id).collect();
+        asleep.sort_unstable();
+        for group in asleep {
+            self.with(now, group, out, |group, _| group.wake_for(node));
         }
     }
 

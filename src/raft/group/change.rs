@@ -16,6 +16,7 @@ impl Group {
     /// A change of membership is wanted. The engine would make an empty entry of one that comes at the wrong
     /// time.
     pub(in crate::raft) fn change(&mut self, id: ProposalId, steps: &[MembershipStep], turn: &mut Turn) {
+        self.wake();
         let raft = &self.node.raft;
         let refusal = if !self.leads() || raft.lead_transferee.is_some() {
             ProposeError::NotLeader { leader: self.leader_node() }

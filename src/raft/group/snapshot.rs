@@ -77,6 +77,7 @@ impl Group {
 
     /// The transfer that was asked for has ended.
     pub(in crate::raft) fn snapshot_sent(&mut self, to: ReplicaId, arrived: bool) {
+        self.wake();
         let end = if arrived { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         self.node.report_snapshot(to.0, end);
     }
@@ -97,6 +98,7 @@ impl Group {
         time_floor: LogTime,
         turn: &mut Turn,
     ) {
+        self.wake();
         // What came before gets its own ready, so that the snapshot's holds nothing else.
         self.take_readies(turn);
         let staged = self.staged.is_none() && self.step_snapshot(from, term, &head);

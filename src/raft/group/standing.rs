@@ -45,14 +45,15 @@ impl Group {
         }
     }
 
-    /// Whether the group waits for time to pass. The only voter does not, once it leads, unless something is
-    /// stuck.
+    /// Whether the group waits for time to pass. The only replica does not, once it leads, unless something
+    /// is stuck; nor does one that sleeps, or that is in no group any more and hears of no leader.
     pub(in crate::raft) fn needs_ticks(&self) -> bool {
-        !self.alone()
-            || !self.leads()
-            || self.has_peers()
-            || self.proposals.in_doubt()
-            || !self.reads.is_empty()
+        if self.proposals.in_doubt() || !self.reads.is_empty() || self.transferring.is_some() {
+            return true;
+        }
+        let settled = self.alone() && self.leads() && !self.has_peers();
+        let outside = !self.node.raft.promotable() && self.node.raft.leader_id == raft::INVALID_ID;
+        !(self.asleep || settled || outside)
     }
 
     /// What the group holds of commands that are not applied yet.

@@ -21,8 +21,10 @@ pub(super) struct Faults {
     counts: BTreeMap<&'static str, u64>,
 }
 
-const KINDS: [&str; 24] = [
+const KINDS: [&str; 29] = [
     "acknowledged",
+    "all asleep",
+    "asleep",
     "crash",
     "cut log",
     "doubled message",
@@ -34,9 +36,11 @@ const KINDS: [&str; 24] = [
     "lost message",
     "lost proposal",
     "lost write",
+    "lull",
     "membership change",
     "membership refused",
     "read answered",
+    "silent node",
     "snapshot for a busy node",
     "snapshot given up",
     "snapshot installed",
@@ -44,6 +48,7 @@ const KINDS: [&str; 24] = [
     "snapshot unwanted",
     "snapshot wanted",
     "transfer",
+    "transfer failed",
     "unknown fate",
     "write synced but not reported",
 ];
@@ -84,6 +89,10 @@ pub(super) struct World {
     transfers: Vec<Transfer>,
     /// Cut off from the others until then.
     isolated: BTreeMap<NodeId, u64>,
+    /// When each node last heard of each other, and whether its shard was told of the silence.
+    heard: BTreeMap<(NodeId, NodeId), (u64, bool)>,
+    /// Clients want nothing until then.
+    lull_until_ms: u64,
     oracle: Oracle,
     last_id: u64,
     config: ShardConfig,
@@ -141,6 +150,7 @@ impl World {
             append_bytes_max: 200 + rng.below(10_000) as usize,
             appends_in_flight_max: 1 + rng.below(8) as usize,
             lag_entries_max: [0, 5, 50][rng.below(3) as usize],
+            sleep_after_ticks: [0, 3, 10][rng.below(3) as usize],
             bug,
             ..ShardConfig::new(NodeId(0), 0)
         };
@@ -153,6 +163,8 @@ impl World {
             packets: Vec::new(),
             transfers: Vec::new(),
             isolated: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            lull_until_ms: 0,
             oracle,
             last_id: 0,
             config,
@@ -178,6 +190,7 @@ impl World {
         self.calm = true;
         self.isolated.clear();
         self.nodes.values_mut().for_each(|node| node.back_at_ms = 0);
+        self.lull_until_ms = 0;
         let end_ms = self.now_ms + 60_000;
         let (before, last_id) = (self.oracle.acknowledged.len(), self.last_id);
         let committed: Vec<u64> = self.groups.iter().map(|&group| self.oracle.committed(group)).collect();
@@ -189,6 +202,88 @@ impl World {
         self.faults.count_times("read answered", self.oracle.reads_answered);
         let made_good = self.nodes.values().map(|node| node.installed_at_start).sum();
         self.faults.count_times("install made good", made_good);
+    }
+
+    /// Clients want nothing any more: groups fall asleep, and nothing is said. Then a node dies, and clients
+    /// want something: whoever is left gets it done.
+    pub(super) fn rest_and_wake(&mut self) {
+        if self.config.sleep_after_ticks == 0 {
+            return;
+        }
+        self.lull_until_ms = u64::MAX;
+        // What dead leaders left in the logs, changes of membership too, is committed or gone by then.
+        let end_ms = self.now_ms + 15_000;
+        while self.now_ms < end_ms {
+            self.step();
+        }
+        self.close_outsiders();
+        let end_ms = self.now_ms + 60_000;
+        while !self.all_asleep() || !self.packets.is_empty() {
+            self.step();
+            assert!(self.now_ms < end_ms, "still awake after a minute of rest: {}", self.describe());
+        }
+        self.faults.count("all asleep");
+        let quiet_ms = self.now_ms + 10_000;
+        while self.now_ms < quiet_ms {
+            self.step();
+            assert!(self.packets.is_empty() && self.all_asleep(), "woken by nothing: {}", self.describe());
+        }
+        let victim = self.ids[self.rng.below(self.ids.len() as u64) as usize];
+        let back_at_ms = self.now_ms + 10_000 + self.rng.below(10_000);
+        self.crash(victim, back_at_ms);
+        self.lull_until_ms = 0;
+        let (end_ms, before) = (self.now_ms + 60_000, self.oracle.acknowledged.len());
+        while self.oracle.acknowledged.len() < before + 10 {
+            self.step();
+            assert!(self.now_ms < end_ms, "nothing done within a minute: {}", self.describe());
+        }
+    }
+
+    /// Replicas that were let go may not know it, and would stand for election for ever: in a real cluster
+    /// the catalog knows, and its nodes close them.
+    fn close_outsiders(&mut self) {
+        for (&id, &group) in self.ids.iter().flat_map(|id| self.groups.iter().map(move |group| (id, group))) {
+            let members = self.oracle.members(group);
+            let own = replica_of(id).0;
+            if !members.voters.contains(&own)
+                && !members.learners.contains(&own)
+                && let Some(life) = &mut self.nodes.get_mut(&id).unwrap().life
+            {
+                life.inbox.push(Input::Close(group));
+            }
+        }
+    }
+
+    fn all_asleep(&self) -> bool {
+        let awake = |life: &Life| {
+            let awake = |group: &GroupId| life.shard.group_status(*group).is_some_and(|status| status.awake);
+            self.groups.iter().any(awake)
+        };
+        self.nodes.values().all(|node| node.life.as_ref().is_some_and(|life| !awake(life)))
+    }
+
+    /// Nodes notice each other's silence, as their heartbeats would.
+    fn listen(&mut self) {
+        const PATIENCE_MS: u64 = 1_500;
+        let speaks = |id: &NodeId| {
+            self.nodes[id].life.is_some() && self.isolated.get(id).is_none_or(|until| *until <= self.now_ms)
+        };
+        let speaking: Vec<bool> = self.ids.iter().map(speaks).collect();
+        for (&listener, &hears) in self.ids.iter().zip(&speaking) {
+            for (&speaker, &says) in self.ids.iter().zip(&speaking) {
+                let heard = self.heard.entry((listener, speaker)).or_insert((self.now_ms, false));
+                if hears && says {
+                    *heard = (self.now_ms, false);
+                } else if self.now_ms - heard.0 >= PATIENCE_MS
+                    && !heard.1
+                    && let Some(life) = &mut self.nodes.get_mut(&listener).unwrap().life
+                {
+                    heard.1 = true;
+                    life.inbox.push(Input::NodeSilent(speaker));
+                    self.faults.count("silent node");
+                }
+            }
+        }
     }
 
     /// Where every group stands on every node.
@@ -232,6 +327,7 @@ impl World {
         }
         self.deliver_packets();
         self.move_snapshots();
+        self.listen();
         for id in self.ids.clone() {
             if self.nodes[&id].life.is_none() && self.nodes[&id].back_at_ms <= self.now_ms {
                 self.start(id);
@@ -245,6 +341,13 @@ impl World {
     }
 
     fn break_something(&mut self) {
+        // The moment at which a log begins anew and its state is not there yet is short.
+        let staging = self.nodes.values().find(|node| node.life.is_some() && !node.disk.staged.is_empty());
+        if let Some(id) = staging.map(|node| node.id)
+            && self.rng.one_in(10)
+        {
+            self.crash(id, self.now_ms);
+        }
         let victim = self.ids[self.rng.below(self.ids.len() as u64) as usize];
         let until_ms = self.now_ms + self.rng.below(5_000);
         match self.rng.below(150) {
@@ -264,6 +367,10 @@ impl World {
                 }
             }
             4 => self.transfer(),
+            7 if self.rng.one_in(3) => {
+                self.lull_until_ms = until_ms;
+                self.faults.count("lull");
+            }
             5 | 6 if self.changing => self.change_membership(),
             _ => {}
         }
@@ -294,8 +401,10 @@ impl World {
     fn transfer(&mut self) {
         let to = self.some_replica();
         if let Some((leader, group)) = self.some_leader() {
-            self.tell(leader, Input::Transfer { group, to });
-            self.faults.count("transfer");
+            self.last_id += 1;
+            let id = ProposalId(self.last_id);
+            self.nodes.get_mut(&leader).unwrap().life.as_mut().unwrap().open.insert(id, None);
+            self.tell(leader, Input::Transfer { group, id, to });
         }
     }
 
@@ -363,8 +472,14 @@ impl World {
     fn clients_ask(&mut self, id: NodeId) {
         for &group in &self.groups {
             let life = self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap();
-            let leads =
-                life.shard.group_status(group).is_some_and(|status| status.standing.role == Role::Leader);
+            let led = life.shard.group_status(group).filter(|group| group.standing.role == Role::Leader);
+            let leads = led.is_some();
+            if led.is_some_and(|group| !group.awake && !group.standing.sole_voter) {
+                self.faults.count("asleep");
+            }
+            if self.now_ms < self.lull_until_ms {
+                continue;
+            }
             if self.rng.one_in(if leads { 3 } else { 40 }) {
                 for _ in 0..1 + self.rng.below(8) {
                     self.last_id += 1;
@@ -481,6 +596,10 @@ impl World {
         self.note_fates(id, std::mem::take(&mut out.proposed), std::mem::take(&mut out.refused));
         let node = self.nodes.get_mut(&id).unwrap();
         let life = node.life.as_mut().unwrap();
+        for id in out.transferred {
+            self.faults.count("transfer");
+            assert_eq!(life.open.remove(&id), Some(None), "a transfer ends once");
+        }
         for read in out.reads {
             read.ids.iter().for_each(|id| self.oracle.answer(*id, read.index.as_ref().ok().copied()));
         }
@@ -531,6 +650,7 @@ impl World {
                 ProposeError::ChangePending | ProposeError::InvalidChange(_) => {
                     self.faults.count("membership refused");
                 }
+                ProposeError::TransferFailed(_) => self.faults.count("transfer failed"),
                 ProposeError::Unknown => self.faults.count("unknown fate"),
                 _ => {}
             }
