@@ -570,6 +570,24 @@ fn those_asleep_choose_another_leader_when_its_node_falls_silent() {
 }
 
 #[test]
+fn what_the_leader_said_before_it_fell_asleep_wakes_nobody() {
+    let mut cluster = asleep();
+    let GroupStatus { last, standing, .. } = cluster.status(1);
+    let (commit, term) = (last, standing.term);
+    let at = (last, term);
+    let late = [
+        (PeerBody::Heartbeat { commit, context: Bytes::new() }, false),
+        (PeerBody::Append { previous: at, entries: Vec::new(), commit }, false),
+        (PeerBody::Append { previous: (last.next(), term), entries: Vec::new(), commit }, true),
+    ];
+    for (body, wakes) in late {
+        let message = PeerMessage { from: replica(1), to: replica(4), term, body };
+        cluster.give(4, Input::Message { from: NodeId(1), group: G, message });
+        assert_eq!(cluster.status(4).awake, wakes);
+    }
+}
+
+#[test]
 fn a_replica_that_lags_keeps_the_group_awake() {
     let mut cluster = Cluster::new(3, 3);
     cluster.down.insert(3);

@@ -100,16 +100,22 @@ impl Group {
     }
 
     /// Whether a message wakes its receiver. Answers do not: they were under way when the group fell asleep.
-    /// Nor does a heartbeat of the leader that is followed: it may be late, and who it wakes would be alone.
+    /// Nor does what the leader that is followed says, if it is nothing new: it may be late, and who it wakes
+    /// would be alone.
     pub(super) fn wakes(&self, message: &PeerMessage) -> bool {
         let raft = &self.node.raft;
-        match message.body {
+        let of_leader = (raft.term, raft.leader_id) == (message.term.0, message.from.0);
+        match &message.body {
             PeerBody::Appended { .. }
             | PeerBody::HeartbeatReply { .. }
             | PeerBody::ReadIndexReply { .. }
             | PeerBody::Vote { .. }
             | PeerBody::Sleep { .. } => false,
-            PeerBody::Heartbeat { .. } => (raft.term, raft.leader_id) != (message.term.0, message.from.0),
+            PeerBody::Heartbeat { .. } => !of_leader,
+            PeerBody::Append { previous, entries, commit } => {
+                let end = previous.0.0 + entries.len() as u64;
+                !of_leader || end > self.last().0 || commit.0 > raft.raft_log.committed
+            }
             _ => true,
         }
     }
