@@ -46,13 +46,16 @@ impl Group {
     }
 
     /// Whether the group waits for time to pass. The only replica does not, once it leads, unless something
-    /// is stuck; nor does one that sleeps, or that is in no group any more and hears of no leader.
+    /// is stuck; nor does one that sleeps, or that has no vote and hears of no leader: it will not stand for
+    /// election, and owes the leader it had no loyalty any more.
     pub(in crate::raft) fn needs_ticks(&self) -> bool {
         if self.proposals.in_doubt() || !self.reads.is_empty() || self.transferring.is_some() {
             return true;
         }
         let settled = self.alone() && self.leads() && !self.has_peers();
-        let outside = !self.node.raft.promotable() && self.node.raft.leader_id == raft::INVALID_ID;
+        let raft = &self.node.raft;
+        let unled = raft.leader_id == raft::INVALID_ID || raft.election_elapsed >= raft.election_timeout();
+        let outside = unled && !raft.promotable();
         !(self.asleep || settled || outside)
     }
 
