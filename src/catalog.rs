@@ -71,6 +71,13 @@ pub struct MachineRecord {
     /// Whether its first input was applied.
     #[prost(bool, tag = "6")]
     pub ready: bool,
+    /// Fuel of each of its inputs. Decides outcomes, so it is fixed here at the creation: replicas and later
+    /// starts go by the record, whatever their own settings say.
+    #[prost(uint64, tag = "7")]
+    pub input_fuel: u64,
+    /// The fingerprint of the engine that its inputs run in. A node with another one does not apply them.
+    #[prost(string, tag = "8")]
+    pub engine: String,
 }
 
 impl ModuleRecord {
@@ -111,8 +118,8 @@ pub enum Change {
     /// A module is on this node's disk. Does nothing if the digest is known.
     #[prost(message, tag = "1")]
     RegisterModule(ModuleRecord),
-    /// A machine of this name, module and configuration; the catalog fills in the rest and answers with the
-    /// record.
+    /// A machine of this name, module, configuration, fuel and engine; the catalog fills in the rest and
+    /// answers with the record.
     #[prost(message, tag = "2")]
     CreateMachine(MachineRecord),
     /// The machine of this group has applied its first input.

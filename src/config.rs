@@ -108,9 +108,11 @@ section! {
 section! {
     /// What guests may use. `[guests]` in the file. Marked ones must be the same on all nodes of a cluster.
     Guests = "guests" {
-        /// Linear memory of one instance, at most, in whole 64 KiB pages. The same on all nodes.
+        /// Linear memory of one instance, at most, in whole 64 KiB pages. Bound to the machines that are
+        /// created with it: with another value they are not served. The same on all nodes.
         memory_bytes_max: u64 = 256 << 20, 1 << 20, 4 << 30;
-        /// Fuel for each input, about one unit for each instruction. The same on all nodes.
+        /// Fuel for each input, about one unit for each instruction, of machines created from now on: each
+        /// keeps what it was created with.
         input_fuel: u64 = 1_000_000_000, 1_000_000, 1_000_000_000_000;
         /// Fuel for each query.
         query_fuel: u64 = 5_000_000_000, 1_000_000, 1_000_000_000_000;

@@ -1,5 +1,7 @@
 //! A node as a library: opened in a directory of its own, used, stopped, opened again.
 
+#[path = "node/bound.rs"]
+mod bound;
 #[path = "node/guests.rs"]
 mod guests;
 #[path = "node/hostile.rs"]

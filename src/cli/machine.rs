@@ -116,6 +116,8 @@ pub fn machine_json(machine: &MachineInfo) -> Value {
         "world": module::world(machine.world),
         "created": output::time(machine.created),
         "group": machine.group.0,
+        "input_fuel": machine.input_fuel,
+        "engine": machine.engine,
         "replica": replica,
     })
 }
@@ -156,6 +158,8 @@ fn show(global: &Global, machine: &MachineInfo) -> anyhow::Result<()> {
     output::line(format_args!("world     {}", module::world(machine.world)))?;
     output::line(format_args!("created   {}", output::time(machine.created)))?;
     output::line(format_args!("group     {}", machine.group))?;
+    output::line(format_args!("fuel      {} for each input", machine.input_fuel))?;
+    output::line(format_args!("engine    {}", machine.engine))?;
     output::line(format_args!("state     {}", state(machine)))?;
     if let Some(replica) = &machine.replica {
         let leader = replica.leader.map_or("none".into(), |node| node.to_string());

@@ -56,13 +56,15 @@ pub struct NodeConfig {
     pub resident_snapshot_entries: u64,
     /// How long a read waits for an index to be applied.
     pub read_wait_ms: u64,
-    /// Fuel of one input: about one unit for each instruction of the guest.
+    /// Fuel of one input of the machines that are created here: about one unit for each instruction of the
+    /// guest. Recorded with the machine; those that exist keep theirs.
     pub input_fuel: u64,
     /// Fuel of one query.
     pub query_fuel: u64,
     /// Time of one query.
     pub query_time_ms: u64,
-    /// Memory of one instance. Part of the engine's fingerprint: the same on all nodes.
+    /// Memory of one instance. Part of the engine's fingerprint: machines that were created with another one
+    /// are not served.
     pub memory_bytes_max: usize,
     /// Memory of the process that compiles a module.
     pub compile_memory_bytes_max: u64,
@@ -107,8 +109,9 @@ impl NodeConfig {
         EngineSettings { memory_bytes_max: self.memory_bytes_max, ..EngineSettings::default() }
     }
 
-    pub(super) fn guest_settings(&self) -> GuestSettings {
-        GuestSettings { input_fuel: self.input_fuel, query: self.query_budget(), ..GuestSettings::default() }
+    /// For a machine whose record says `input_fuel`. The rest is this node's own: it changes no outcome.
+    pub(super) fn guest_settings(&self, input_fuel: u64) -> GuestSettings {
+        GuestSettings { input_fuel, query: self.query_budget(), ..GuestSettings::default() }
     }
 
     pub(super) fn compiler(&self) -> Compiler {

@@ -81,6 +81,8 @@ impl Machine {
             module: self.module,
             world: self.world,
             created: LogTime(self.record.created_ms),
+            input_fuel: self.record.input_fuel,
+            engine: self.record.engine.clone(),
             replica: Some(self.replica()),
         }
     }

@@ -450,6 +450,8 @@ impl Node {
             name: name.to_owned(),
             module: module.0.to_vec(),
             configuration,
+            input_fuel: self.inner.config.input_fuel,
+            engine: self.inner.shelf.fingerprint().to_owned(),
             ..MachineRecord::default()
         };
         let node = self.clone();

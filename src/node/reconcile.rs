@@ -102,8 +102,9 @@ fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: Worl
             record.name
         )));
     }
+    check_engine(inner, record)?;
     let module = inner.shelf.load(module, world)?;
-    let settings = inner.config.guest_settings();
+    let settings = inner.config.guest_settings(record.input_fuel);
     let seed = *blake3::hash(&record.group.to_be_bytes()).as_bytes();
     let guest = || module.guest(seed, settings);
     let (behavior, queries) = match world {
@@ -119,6 +120,20 @@ fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: Worl
     // A resident machine answers one query at a time: more would only hold threads.
     let at_a_time = if world == World::Resident { 1 } else { super::LONG_QUERIES_OF_ONE_MAX };
     Ok(Parts { lane, queries, long_queries: Arc::new(Semaphore::new(at_a_time)) })
+}
+
+/// Another engine may give other answers to the same inputs: then this replica would no longer be one.
+fn check_engine(inner: &Inner, record: &MachineRecord) -> Result<(), Error> {
+    let ours = inner.shelf.fingerprint();
+    if record.engine == ours {
+        return Ok(());
+    }
+    Err(Error::FailedPrecondition(format!(
+        "the machine {:?} is bound to the engine {}, and this node has {ours}: the same inputs could end \
+         otherwise here. Run the node with the version and the `memory_bytes_max` that the machine was \
+         created with, or delete the machine",
+        record.name, record.engine
+    )))
 }
 
 fn world_of(inner: &Inner, module: Digest) -> World {

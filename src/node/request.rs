@@ -83,6 +83,10 @@ pub struct MachineInfo {
     pub world: World,
     /// When it was created.
     pub created: LogTime,
+    /// Fuel of each of its inputs, fixed when it was created.
+    pub input_fuel: u64,
+    /// The fingerprint of the engine that it is bound to.
+    pub engine: String,
     /// Where this node's replica stands; `None` while it is being opened.
     pub replica: Option<ReplicaInfo>,
 }

@@ -216,6 +216,8 @@ impl From<MachineInfo> for v1::Machine {
             module: machine.module.to_string(),
             world: v1::World::from(machine.world).into(),
             created_at_ms: machine.created.0,
+            input_fuel: machine.input_fuel,
+            engine: machine.engine,
             group: machine.group.0,
             replica: machine.replica.map(Into::into),
         }
@@ -232,6 +234,8 @@ impl TryFrom<v1::Machine> for MachineInfo {
             module: digest(&message.module)?,
             world: world(message.world)?,
             created: LogTime(message.created_at_ms),
+            input_fuel: message.input_fuel,
+            engine: message.engine,
             replica: message.replica.map(TryInto::try_into).transpose()?,
         })
     }
@@ -364,6 +368,8 @@ mod tests {
             module: Digest::of(b"m"),
             world: World::Resident,
             created: LogTime(12),
+            input_fuel: 1_000,
+            engine: "48.0.8_00ff".into(),
             replica: Some(ReplicaInfo {
                 term: Term(2),
                 leader: Some(NodeId(8)),

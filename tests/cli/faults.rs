@@ -264,9 +264,15 @@ fn a_stopping_node_does_not_wait_for_a_guest_longer_than_configured() {
     assert!(told.contains("guests are still at work"), "{told}");
     let done = client.join().expect("a client");
     assert!(done.code == 1 && done.stdout.is_empty(), "the command is not told to be done: {done:?}");
-    // It is in the log: the next start applies it, here with less fuel.
+    // It is in the log, and the machine keeps its fuel: the next start is as busy with it, and serves others.
     let node = Node::serve(&directory.path().join("data"), &[]);
-    node.run(["apply", "attacker", "x"]).ok();
+    let shown = node.run(["machine", "show", "attacker"]);
+    let engine = node.run(["--json", "status"]).json()["engine"].clone();
+    assert!(shown.ok().contains("1000000000000 for each input"), "{shown:?}");
+    assert!(shown.ok().contains(engine.as_str().expect("text")), "{shown:?}");
+    let shown = node.run(["--json", "machine", "show", "attacker"]).json();
+    assert!(shown["input_fuel"] == 1_000_000_000_000_u64 && shown["engine"] == engine, "{shown}");
+    node.run(["machine", "create", "n", "--module", &component("notes")]).ok();
 }
 
 #[test]
