@@ -181,6 +181,9 @@ impl<'a> Run<'a> {
             last_lease,
         };
         head.hash = chain::next(&head, &outcomes, &writes);
+        if let Runner::Together { guest, instance: Some(instance), .. } = self.runner {
+            guest.retire(instance);
+        }
         Ok(Applied { outcomes, revisions, writes, head, notes: self.notes })
     }
 

@@ -62,6 +62,12 @@ pub trait Guest: Send {
     /// function of the component, the frame's state and the calls before it.
     fn instance(&mut self) -> Result<Box<dyn Instance>, Fault>;
 
+    /// Takes back an instance whose batch is over. Letting it go takes time: it may be put off until
+    /// [`prepare`](Guest::prepare), when nobody waits.
+    fn retire(&mut self, instance: Box<dyn Instance>) {
+        drop(instance);
+    }
+
     /// Makes the next instance ready ahead of its batch, if that saves time later.
     fn prepare(&mut self) {}
 }

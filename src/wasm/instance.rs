@@ -83,11 +83,13 @@ pub struct WasmGuest {
     settings: GuestSettings,
     /// Made ahead of its batch.
     prepared: Option<(Live, Place)>,
+    /// The last batch's, until there is time to let it go.
+    retired: Option<Box<dyn Instance>>,
 }
 
 impl WasmGuest {
     pub(super) fn new(module: Module, seed: [u8; 32], settings: GuestSettings) -> WasmGuest {
-        WasmGuest { module, seed, settings, prepared: None }
+        WasmGuest { module, seed, settings, prepared: None, retired: None }
     }
 
     /// A fresh instance, by its own type.
@@ -110,9 +112,14 @@ impl Guest for WasmGuest {
         Ok(Box::new(self.fresh()?))
     }
 
+    fn retire(&mut self, instance: Box<dyn Instance>) {
+        self.retired = Some(instance);
+    }
+
     /// Does nothing if the node has as many prepared instances as it may, or cannot make one now: the next
     /// batch makes its own and reports what fails.
     fn prepare(&mut self) {
+        self.retired = None;
         if self.prepared.is_some() {
             return;
         }
