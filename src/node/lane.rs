@@ -100,6 +100,8 @@ impl Lane {
         for placed in jobs.into_iter().flat_map(|job| job.entries) {
             applier.take(self, placed, stage);
         }
+        // Whoever was answered goes first, should it have been woken on this core.
+        std::thread::yield_now();
         stage.applied(self.group, applier.head().index);
         applier.prepare();
         drop(applier);
