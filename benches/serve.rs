@@ -6,11 +6,13 @@
 //! line, 5 if nothing is said, and only lines that contain the words. `STATEHOUSE_PROGRAM` names another
 //! build to load.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+#[path = "process/mod.rs"]
+mod process;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use process::Node;
 use statehouse::client::Client;
 use statehouse::machine::outcome::Outcome;
 use statehouse::node::request::Consistency;
@@ -23,52 +25,6 @@ const VALUE_BYTES: usize = 256;
 const WARM_UP: Duration = Duration::from_secs(3);
 /// Clients that share a connection.
 const CLIENTS_PER_CONNECTION: usize = 10;
-
-/// The node under load.
-struct Node {
-    child: Child,
-    address: String,
-}
-
-impl Node {
-    fn start(data_dir: &std::path::Path) -> Node {
-        let program = std::env::var("STATEHOUSE_PROGRAM");
-        let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_statehouse")));
-        command.args(["dev", "--json", "--client", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"]);
-        let mut child = command
-            .arg(data_dir)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the node starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
-        let ready: serde_json::Value = serde_json::from_str(&line).expect("the node is ready");
-        let address = ready["ready"]["client"].as_str().expect("an address").to_string();
-        Node { child, address }
-    }
-
-    fn client(&self) -> Client {
-        Client::new([&self.address]).expect("an address")
-    }
-
-    /// Processor time that the node has used so far.
-    fn cpu_us(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
-        let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("ticks")).sum();
-        // The kernel's unit in /proc is a hundredth of a second on every Linux.
-        ticks * 10_000
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // The bench is over, whatever became of the node.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn key(number: u64) -> Vec<u8> {
     format!("key{:05}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS).into_bytes()

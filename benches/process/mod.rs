@@ -1,0 +1,65 @@
+//! A node as a process of its own, for benches that load it over the network.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use statehouse::client::Client;
+
+/// The node under load.
+pub struct Node {
+    child: Child,
+    address: String,
+}
+
+impl Node {
+    /// Starts a node on `data_dir` and waits until it is ready.
+    pub fn start(data_dir: &std::path::Path) -> Node {
+        let program = std::env::var("STATEHOUSE_PROGRAM");
+        let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_statehouse")));
+        command.args(["dev", "--json", "--client", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"]);
+        let mut child = command
+            .arg(data_dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the node starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
+        let ready: serde_json::Value = serde_json::from_str(&line).expect("the node is ready");
+        let address = ready["ready"]["client"].as_str().expect("an address").to_string();
+        Node { child, address }
+    }
+
+    /// A client of the node.
+    pub fn client(&self) -> Client {
+        Client::new([&self.address]).expect("an address")
+    }
+
+    /// Processor time that the node has used so far.
+    pub fn cpu_us(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("ticks")).sum();
+        // The kernel's unit in /proc is a hundredth of a second on every Linux.
+        ticks * 10_000
+    }
+}
+
+impl Node {
+    /// Memory that the node has in use now, as the system counts it.
+    pub fn memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident size");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib * 1_024
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // The bench is over, whatever became of the node.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
