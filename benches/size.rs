@@ -21,6 +21,8 @@ use statehouse_kv::messages::{PutRequest, RangeRequest};
 const UNDER_WAY_BYTES: usize = 16 << 20;
 /// Puts that are timed, each to a key of its own.
 const TIMED_PUTS: u64 = 20_000;
+/// A node that takes less in a second has nothing to do.
+const IDLE_CPU_US: u64 = 30_000;
 /// A new node has nothing more to do after this.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -51,8 +53,20 @@ async fn fill(client: &Client, from: u64, to: u64, value_bytes: usize) {
     }
 }
 
-/// The node's own time for one more put of 256 bytes, in microseconds.
+/// Waits until the node has put away in the background what it was given.
+async fn rest(node: &Node) {
+    loop {
+        let before = node.cpu_us();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if node.cpu_us() - before < IDLE_CPU_US {
+            return;
+        }
+    }
+}
+
+/// The rested node's own time for one more put of 256 bytes to a new key, in microseconds.
 async fn cost_us(node: &Node, client: &Client, from: u64) -> f64 {
+    rest(node).await;
     let before = node.cpu_us();
     fill(client, from, from + TIMED_PUTS, 256).await;
     (node.cpu_us() - before) as f64 / TIMED_PUTS as f64

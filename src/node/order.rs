@@ -288,8 +288,12 @@ impl Desk {
                 lane.halt(&format!("in quarantine: {why}"));
             }
         }
-        // One voter: nobody to send to. The peer link of the cluster takes them from here.
+        // One voter: nobody to send to, to bring up to date or to hand over to. The peer link of the cluster
+        // takes these from here.
         out.messages.clear();
+        out.snapshots.clear();
+        out.unwanted.clear();
+        out.transferred.clear();
         self.out = out;
         Ok(())
     }
@@ -313,6 +317,12 @@ impl Desk {
 
     fn apply(&mut self, job: ApplyJob) {
         let group = job.group;
+        if job.snapshot.is_some() {
+            if let Some(lane) = self.lanes.get(&group) {
+                lane.halt("another replica sent its state, and a node without peers takes none");
+            }
+            return;
+        }
         let entries = job.entries.into_iter().map(|entry| self.with_waiters(group, entry)).collect();
         match self.lanes.get(&group) {
             Some(lane) => self.stage.lend(lane, Job { entries }),
