@@ -8,6 +8,8 @@ mod guests;
 mod hostile;
 #[path = "node/interrupted.rs"]
 mod interrupted;
+#[path = "node/slow_save.rs"]
+mod slow_save;
 #[path = "node/wasi.rs"]
 mod wasi;
 

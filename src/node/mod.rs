@@ -6,7 +6,8 @@
 //! - `order`: the thread that steps the shard
 //! - `lane`, `applier`, `workers`: from committed entries to outcomes
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
-//! - `keeper`: flushes, snapshots, cutting the log; `history`: what resident machines are rebuilt from
+//! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
+//!   their threads; `history`: what resident machines are rebuilt from
 //! - `shelf`: modules; `metrics`: what is counted
 
 mod applier;
@@ -21,6 +22,8 @@ mod order;
 mod reconcile;
 mod registry;
 pub mod request;
+mod rounds;
+mod saver;
 mod shelf;
 mod stage;
 mod workers;

@@ -12,11 +12,13 @@ use tokio::sync::watch;
 use super::Inner;
 use super::applier::{Applier, Behavior, OnWrites};
 use super::config::NodeConfig;
-use super::keeper::{Keeper, KeeperSettings};
+use super::keeper::{self, KeeperSettings};
 use super::lane::{Lane, Published};
 use super::metrics::Metrics;
 use super::order::{Order, Orders};
 use super::registry::Registry;
+use super::rounds::Rounds;
+use super::saver;
 use super::shelf::Shelf;
 use super::stage::{Stage, record_failure};
 use super::workers;
@@ -67,7 +69,8 @@ impl Found {
 
 /// The threads of a node, in the order in which they are ended.
 pub struct Threads {
-    keeper: Keeper,
+    saver: Rounds,
+    keeper: Rounds,
     orders: Orders,
     order: JoinHandle<()>,
     ready: Sender<Option<Arc<Lane>>>,
@@ -78,6 +81,7 @@ pub struct Threads {
 impl Threads {
     /// Ends them all: a last checkpoint, no more orders, what is queued applied, the log closed. Blocks.
     pub fn stop(self) {
+        self.saver.stop();
         self.keeper.stop();
         self.orders.end();
         join("order", self.order);
@@ -131,8 +135,9 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
     let shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
     let order = orders.start(shard, clock, stage.clone())?;
     let workers = workers::start(config.apply_workers, &ready_receiver, &stage)?;
-    let keeper = Keeper::start(keeper_settings(&config), stage.clone(), registry.clone())?;
-    let threads = Threads { keeper, orders, order, ready, workers, log };
+    let keeper = keeper::start(keeper_settings(&config), stage.clone(), registry.clone())?;
+    let saver = saver::start(config.resident_snapshot_entries, stage.clone(), registry.clone())?;
+    let threads = Threads { saver, keeper, orders, order, ready, workers, log };
 
     let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new() };
     finish_replacements(&stage, &opened.interrupted, &mut found)?;
@@ -219,11 +224,7 @@ fn start_log(log: LogDb, orders: Orders, failure: watch::Sender<Option<Fault>>) 
 }
 
 fn keeper_settings(config: &NodeConfig) -> KeeperSettings {
-    KeeperSettings {
-        flush_bytes: config.flush_bytes,
-        flush_interval_ms: config.flush_interval_ms,
-        resident_snapshot_entries: config.resident_snapshot_entries,
-    }
+    KeeperSettings { flush_bytes: config.flush_bytes, flush_interval_ms: config.flush_interval_ms }
 }
 
 /// Opens group 0, whose applier keeps the node's copy of the catalog up to date.

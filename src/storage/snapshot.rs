@@ -215,7 +215,11 @@ impl Snapshots {
         let mut removed = false;
         for index in self.list(group)? {
             if which(index) {
-                std::fs::remove_file(self.path(group, index)).map_err(failed)?;
+                match std::fs::remove_file(self.path(group, index)) {
+                    // Two may remove at the same time: the saver, and who drops the machine.
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                    result => result.map_err(failed)?,
+                }
                 removed = true;
             }
         }

@@ -15,8 +15,8 @@ use statehouse_kv::messages::{PutRequest, RangeRequest};
 mod text;
 
 pub use text::{
-    attacker, component_of, core_module_of, guest_text, guest_text_with_memory, many_functions, section,
-    stored, wrapped,
+    attacker, component_of, core_module_of, guest_text, guest_text_with_memory, many_functions, resident,
+    section, stored, wrapped,
 };
 
 /// A node with the default settings, but fuel for a tenth of a second, so that tests of loops are short.

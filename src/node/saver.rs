@@ -1,0 +1,95 @@
+//! The saver: has resident machines write their snapshots, on a thread of its own, because a guest may take a
+//! minute for one and nobody else is to wait for it.
+//!
+//! Promises: a snapshot takes effect only when the state is flushed up to it, so that a restart never finds
+//! rows older than it; only then is the log cut behind it. Nothing stays of a machine that was deleted while
+//! it was saved.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::keeper::checkpoint;
+use super::lane::Published;
+use super::machine::{Machine, Parts, Queries, ResidentQueries};
+use super::order::Order;
+use super::registry::Registry;
+use super::rounds::Rounds;
+use super::stage::Stage;
+use crate::error::{Error, Fault};
+use crate::id::{GroupId, Index};
+use crate::raft::Input;
+use crate::storage::snapshot::SnapshotWriter;
+
+/// Starts the thread. A resident machine is saved after `entries` entries.
+pub fn start(entries: u64, stage: Arc<Stage>, registry: Arc<Registry>) -> Result<Rounds, Fault> {
+    let mut saver = Saver { entries, stage: stage.clone(), registry, tried: HashMap::new() };
+    Rounds::start("saver", stage, move |_| saver.round())
+}
+
+struct Saver {
+    entries: u64,
+    stage: Arc<Stage>,
+    registry: Arc<Registry>,
+    /// The index at which each resident machine was last asked to save.
+    tried: HashMap<GroupId, Index>,
+}
+
+impl Saver {
+    fn round(&mut self) -> Result<(), Fault> {
+        let machines = self.registry.all();
+        self.tried.retain(|group, _| machines.iter().any(|machine| machine.record.group() == *group));
+        machines.iter().try_for_each(|machine| self.save_if_due(machine))
+    }
+
+    /// Saves a resident machine that has come far enough since its last snapshot.
+    fn save_if_due(&mut self, machine: &Machine) -> Result<(), Fault> {
+        let Ok(parts) = machine.serving() else { return Ok(()) };
+        let Queries::Resident(resident) = &parts.queries else { return Ok(()) };
+        let (group, published) = (parts.lane.group, parts.lane.published());
+        // A guest that cannot save is asked again only after as many entries.
+        let tried = self.tried.get(&group).copied().unwrap_or_default().max(resident.saved());
+        if published.head.index.0.saturating_sub(tried.0) < self.entries {
+            return Ok(());
+        }
+        self.tried.insert(group, published.head.index);
+        match resident.save(&self.stage, group, &published) {
+            Ok(pending) => self.take_effect(parts, resident, &published, pending),
+            // The former snapshot stays, and the log behind it.
+            Err(Error::Fault(_)) if self.stage.is_interrupted() => Ok(()),
+            Err(Error::Fault(fault)) => Err(fault),
+            Err(why) => {
+                let name = &machine.record.name;
+                tracing::error!(machine = name, %why, "no snapshot: the former one stays, and the log grows");
+                Ok(())
+            }
+        }
+    }
+
+    fn take_effect(
+        &self,
+        parts: &Parts,
+        resident: &ResidentQueries,
+        published: &Published,
+        pending: SnapshotWriter,
+    ) -> Result<(), Fault> {
+        let (group, index) = (parts.lane.group, published.head.index);
+        // Only then may a restart find the snapshot: the rows on disk are at least as new.
+        checkpoint(&self.stage, &self.registry)?;
+        pending.finish()?;
+        // A machine is taken out of the registry before what there is of it is dropped. So either it is seen
+        // here that it is gone, or the drop that follows finds the new snapshot too.
+        if self.registry.by_group(group).is_none() {
+            return self.stage.snapshots.remove_all(group);
+        }
+        resident.set_saved(index);
+        self.stage.snapshots.remove_before(group, index)?;
+        let applier = parts.lane.applier();
+        // A machine that is being closed is halted first, and its rows are dropped after its applier is free.
+        if parts.lane.halted().is_none() {
+            applier.forget_settled(index, &self.stage)?;
+        }
+        drop(applier);
+        self.stage.orders.send(Order::Shard(Input::Truncate { group, to: index }));
+        Ok(())
+    }
+}
