@@ -120,7 +120,7 @@ section! {
         compile_memory_bytes_max: u64 = 3 << 30, 64 << 20, 64 << 30;
         /// Processor time for compiling a module, at most.
         compile_seconds_max: u64 = 60, 1, 3_600;
-        /// Threads that apply batches.
+        /// Threads that apply batches; more start for a while when slow machines hold these.
         apply_threads: u32 = 4, 1, 256;
     }
 }

@@ -60,6 +60,16 @@ impl<T> Sender<T> {
 }
 
 impl<T> Receiver<T> {
+    /// How much is queued, for one who looks after those who take it.
+    pub fn len(&self) -> usize {
+        self.queue.contents.lock().items.len()
+    }
+
+    /// Whether nothing is queued.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Sleeps until there is something, but no longer than `patience`; then moves everything, up to
     /// `count_max`, to the end of `taken`.
     pub fn take(&self, taken: &mut Vec<T>, count_max: usize, patience: Duration) {

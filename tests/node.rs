@@ -2,6 +2,8 @@
 
 #[path = "node/bound.rs"]
 mod bound;
+#[path = "node/crowd.rs"]
+mod crowd;
 #[path = "node/guests.rs"]
 mod guests;
 #[path = "node/hostile.rs"]

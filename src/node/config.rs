@@ -46,7 +46,8 @@ pub struct NodeConfig {
     pub compile_in: CompileIn,
     /// Limits on what clients send.
     pub limits: Limits,
-    /// Threads that apply batches.
+    /// Threads that apply batches of machines that are not slow: others stand in for those that a slow one
+    /// holds.
     pub apply_workers: usize,
     /// Flush the state after this many bytes of applied commands: bounds what a restart replays.
     pub flush_bytes: u64,

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub queries_long: Counter,
     /// Machines open on this node.
     pub machines: Gauge,
+    /// Threads that apply batches, those that stand in for slow ones included.
+    pub apply_threads: Gauge,
     /// Flushes of the state.
     pub checkpoints: Counter,
     operations_applied: Counter,
@@ -34,6 +36,7 @@ impl Default for Metrics {
             queries: Counter::default(),
             queries_long: Counter::default(),
             machines: Gauge::default(),
+            apply_threads: Gauge::default(),
             checkpoints: Counter::default(),
             operations_applied: Counter::default(),
             batch_operations: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
@@ -51,6 +54,7 @@ impl Metrics {
         registry.register("queries", "Queries received", self.queries.clone());
         registry.register("queries_long", "Queries that outran the short budget", self.queries_long.clone());
         registry.register("machines", "Machines open on this node", self.machines.clone());
+        registry.register("apply_threads", "Threads that apply batches", self.apply_threads.clone());
         registry.register("checkpoints", "Flushes of the state", self.checkpoints.clone());
         registry.register("operations_applied", "Operations applied", self.operations_applied.clone());
         registry.register("batch_operations", "Operations of a batch", self.batch_operations.clone());

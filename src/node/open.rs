@@ -21,11 +21,11 @@ use super::rounds::Rounds;
 use super::saver;
 use super::shelf::Shelf;
 use super::stage::{Stage, record_failure};
-use super::workers;
+use super::workers::Workers;
 use crate::catalog::{Catalog, CatalogGuest};
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, ReplicaId, Term};
-use crate::inbox::{self, Sender};
+use crate::inbox;
 use crate::machine::batch::Head;
 use crate::raft::{GroupStart, Input, ShardConfig};
 use crate::storage::directory::{Directory, Identity};
@@ -73,8 +73,7 @@ pub struct Threads {
     keeper: Rounds,
     orders: Orders,
     order: JoinHandle<()>,
-    ready: Sender<Option<Arc<Lane>>>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Workers,
     log: LogThread,
 }
 
@@ -85,11 +84,7 @@ impl Threads {
         self.keeper.stop();
         self.orders.end();
         join("order", self.order);
-        for _ in &self.workers {
-            // Workers that are gone already need no word.
-            let _ = self.ready.send(None);
-        }
-        self.workers.into_iter().for_each(|worker| join("apply", worker));
+        self.workers.stop();
         if let Err(fault) = self.log.stop() {
             tracing::error!(%fault, "the log did not close: the next start reads what was synced");
         }
@@ -127,17 +122,17 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
         clock,
         metrics: Metrics::default(),
         unflushed_bytes: AtomicU64::new(0),
-        ready: ready.clone(),
+        ready,
         failure,
         interrupted: AtomicBool::new(false),
     });
     let registry = Arc::new(Registry::default());
     let shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
     let order = orders.start(shard, clock, stage.clone())?;
-    let workers = workers::start(config.apply_workers, &ready_receiver, &stage)?;
+    let workers = Workers::start(config.apply_workers, ready_receiver, stage.clone())?;
     let keeper = keeper::start(keeper_settings(&config), stage.clone(), registry.clone())?;
     let saver = saver::start(config.resident_snapshot_entries, stage.clone(), registry.clone())?;
-    let threads = Threads { saver, keeper, orders, order, ready, workers, log };
+    let threads = Threads { saver, keeper, orders, order, workers, log };
 
     let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new() };
     finish_replacements(&stage, &opened.interrupted, &mut found)?;
