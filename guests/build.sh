@@ -3,6 +3,7 @@
 #
 #   guests/build.sh           builds all, and writes NAME/NAME.component.wasm beside each source
 #   guests/build.sh kv        builds one
+#   guests/build.sh DIRECTORY builds a crate of your own into its target/, ready to be uploaded
 #   guests/build.sh --check   rebuilds elsewhere and compares with what is committed, byte by byte; that can only be
 #                             asked of the compiler named in reference-toolchain.txt, so without it the check is skipped
 #
@@ -11,11 +12,13 @@
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+called_in=$(pwd)
 cd "$here"
 target=wasm32-unknown-unknown
 reference=$(cat reference-toolchain.txt)
 guests="kv counter notes"
 check=no
+own=
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -23,7 +26,11 @@ for argument in "$@"; do
     case $argument in
         --check) check=yes ;;
         kv | counter | notes) guests=$argument ;;
-        *) say "usage: guests/build.sh [--check] [kv|counter|notes]"; exit 2 ;;
+        */*)
+            own=$(cd "$called_in" && cd "$argument" && pwd) || exit 2
+            [ -f "$own/Cargo.toml" ] || { say "$own has no Cargo.toml: name the directory of a crate"; exit 2; }
+            ;;
+        *) say "usage: guests/build.sh [--check] [kv|counter|notes] | DIRECTORY (with a slash in it, as ./tally)"; exit 2 ;;
     esac
 done
 
@@ -89,6 +96,21 @@ build() {
             "$CARGO_TARGET_DIR/$target/release/statehouse_$guest.wasm" "$1/$guest.component.wasm"
     done
 }
+
+# Compiles the crate in the directory $1. The host turns the core module into a component when it is uploaded.
+build_own() {
+    # shellcheck disable=SC2086
+    (cd "$1" && "$cargo" build --release --target "$target" --target-dir target $build_std)
+    for module in "$1/target/$target/release"/*.wasm; do
+        say "$module: $(wc -c <"$module") bytes. To run it: statehouse machine create NAME --module $module"
+    done
+}
+
+if [ -n "$own" ]; then
+    find_toolchain
+    build_own "$own"
+    exit 0
+fi
 
 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$here/target}
 export CARGO_TARGET_DIR
