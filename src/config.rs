@@ -116,6 +116,8 @@ section! {
         input_fuel: u64 = 1_000_000_000, 1_000_000, 1_000_000_000_000;
         /// Fuel for each query.
         query_fuel: u64 = 5_000_000_000, 1_000_000, 1_000_000_000_000;
+        /// Time for each query.
+        query_time_ms: u64 = 5_000, 10, 600_000;
         /// Memory of the process that compiles a module, at most.
         compile_memory_bytes_max: u64 = 3 << 30, 64 << 20, 64 << 30;
         /// Processor time for compiling a module, at most.

@@ -65,6 +65,7 @@ pub fn node_config(file: &ConfigFile, data_dir: std::path::PathBuf) -> anyhow::R
         read_wait_ms: limits.read_wait_ms,
         input_fuel: guests.input_fuel,
         query_fuel: guests.query_fuel,
+        query_time_ms: guests.query_time_ms,
         memory_bytes_max: usize::try_from(guests.memory_bytes_max)
             .context("guests.memory_bytes_max is more than this computer can address")?,
         compile_memory_bytes_max: guests.compile_memory_bytes_max,

@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`request`]: what callers ask and are told
 //! - `open`: builds a node from the parts; `stage`: what its threads share
-//! - `order`: the thread that steps the shard
+//! - `order`: steps the shard, for whoever brings something
 //! - `lane`, `applier`, `workers`: from committed entries to outcomes
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
