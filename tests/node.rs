@@ -4,6 +4,8 @@
 mod bound;
 #[path = "node/crowd.rs"]
 mod crowd;
+#[path = "node/deleted.rs"]
+mod deleted;
 #[path = "node/guests.rs"]
 mod guests;
 #[path = "node/hostile.rs"]

@@ -82,6 +82,13 @@ impl Applier {
         }
     }
 
+    /// The machine was deleted: what waits for a verdict will not get it.
+    pub fn refuse_stalled(&mut self, lane: &Lane) {
+        for placed in self.stalled.drain(..) {
+            refuse(placed.waiters, &halted_here(&lane.halted().unwrap_or_default()));
+        }
+    }
+
     /// A snapshot covers everything up to `index`: no replay passes over an input there again.
     pub fn forget_settled(&self, index: Index, stage: &Stage) -> Result<(), Fault> {
         let keys = settled::keys_up_to(&*self.view, index)?;
@@ -100,10 +107,7 @@ impl Applier {
         self.stalled.push_back(placed);
         while let Some(placed) = self.stalled.pop_front() {
             if let Some(why) = lane.halted() {
-                refuse(
-                    placed.waiters,
-                    &Error::FailedPrecondition(format!("the machine is halted here: {why}")),
-                );
+                refuse(placed.waiters, &halted_here(&why));
                 continue;
             }
             match self.apply(lane, &placed.entry, stage) {
@@ -244,6 +248,10 @@ fn answer(waiters: Vec<Option<Waiter>>, applied: &Applied) {
         // A client that went away needs no answer.
         let _ = waiter.send(Ok(told));
     }
+}
+
+fn halted_here(why: &str) -> Error {
+    Error::FailedPrecondition(format!("the machine is halted here: {why}"))
 }
 
 fn refuse(waiters: Vec<Option<Waiter>>, why: &Error) {

@@ -110,9 +110,14 @@ impl Lane {
         !self.queue.lock().is_empty() && !self.taken.swap(true, Ordering::AcqRel)
     }
 
-    /// The applier, for who is not its worker: snapshots and removal. Waits for the batch at hand.
+    /// The applier, for who is not its worker: snapshots. Waits for the batch at hand.
     pub(super) fn applier(&self) -> parking_lot::MutexGuard<'_, Applier> {
         self.applier.lock()
+    }
+
+    /// The applier, if no batch is at hand.
+    pub(super) fn try_applier(&self) -> Option<parking_lot::MutexGuard<'_, Applier>> {
+        self.applier.try_lock()
     }
 
     /// Makes the state after a batch visible to queries.

@@ -8,6 +8,7 @@
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
+//! - `removal`: ends what there is of deleted machines
 //! - `shelf`: modules; `metrics`: what is counted
 
 mod applier;
@@ -21,6 +22,7 @@ mod open;
 mod order;
 mod reconcile;
 mod registry;
+mod removal;
 pub mod request;
 mod rounds;
 mod saver;
@@ -47,6 +49,7 @@ use self::machine::{Machine, Queries};
 use self::open::{Found, Threads};
 use self::order::Order;
 use self::registry::Registry;
+use self::removal::Removal;
 use self::request::{Answered, Applied, Consistency, MachineInfo, ModuleInfo, NodeStatus, Push, World};
 use self::shelf::Shelf;
 use self::stage::Stage;
@@ -82,6 +85,7 @@ struct Inner {
     stage: Arc<Stage>,
     shelf: Shelf,
     registry: Arc<Registry>,
+    removal: Arc<Removal>,
     /// The node's copy of the catalog, as of its last applied batch.
     catalog: Arc<ArcSwap<Catalog>>,
     catalog_changes: Arc<watch::Sender<u64>>,

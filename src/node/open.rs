@@ -17,6 +17,7 @@ use super::lane::{Lane, Published};
 use super::metrics::Metrics;
 use super::order::{Order, Orders};
 use super::registry::Registry;
+use super::removal::Removal;
 use super::rounds::Rounds;
 use super::saver;
 use super::shelf::Shelf;
@@ -51,9 +52,9 @@ pub struct Found {
 
 impl Found {
     /// Every group of which something is there, but not in `known`.
-    pub fn strangers(&self, known: &BTreeSet<GroupId>) -> Vec<GroupId> {
+    pub fn strangers(&self, known: &BTreeSet<GroupId>) -> BTreeSet<GroupId> {
         let groups = self.logs.keys().chain(self.heads.keys()).chain(self.broken.keys());
-        groups.copied().collect::<BTreeSet<_>>().difference(known).copied().collect()
+        groups.copied().filter(|group| !known.contains(group)).collect()
     }
 
     /// Why what is there of a group must not be served, if that is so.
@@ -74,6 +75,7 @@ pub struct Threads {
     orders: Orders,
     order: JoinHandle<()>,
     workers: Workers,
+    removal: Rounds,
     log: LogThread,
 }
 
@@ -85,6 +87,7 @@ impl Threads {
         self.orders.end();
         join("order", self.order);
         self.workers.stop();
+        self.removal.stop();
         if let Err(fault) = self.log.stop() {
             tracing::error!(%fault, "the log did not close: the next start reads what was synced");
         }
@@ -132,7 +135,8 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
     let workers = Workers::start(config.apply_workers, ready_receiver, stage.clone())?;
     let keeper = keeper::start(keeper_settings(&config), stage.clone(), registry.clone())?;
     let saver = saver::start(config.resident_snapshot_entries, stage.clone(), registry.clone())?;
-    let threads = Threads { saver, keeper, orders, order, workers, log };
+    let (removal, removing) = Removal::start(stage.clone())?;
+    let threads = Threads { saver, keeper, orders, order, workers, removal: removing, log };
 
     let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new() };
     finish_replacements(&stage, &opened.interrupted, &mut found)?;
@@ -145,6 +149,7 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
         stage,
         shelf,
         registry,
+        removal,
         catalog,
         catalog_changes,
         catalog_lane,

@@ -21,7 +21,9 @@ use crate::raft::Input;
 pub async fn run(inner: Arc<Inner>) {
     let mut changes = inner.catalog_changes.subscribe();
     let mut stopping = inner.stopping.subscribe();
-    forget_strangers(&inner);
+    if let Err(fault) = forget_strangers(&inner) {
+        return inner.stage.fail(fault);
+    }
     loop {
         changes.mark_unchanged();
         let step = inner.clone();
@@ -41,15 +43,19 @@ pub async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// Drops what a crash left of machines that were deleted.
-fn forget_strangers(inner: &Inner) {
+/// Drops what a stop or a crash left of machines that were deleted.
+fn forget_strangers(inner: &Inner) -> Result<(), Fault> {
     let catalog = inner.catalog.load();
     let mut known: BTreeSet<GroupId> = catalog.machines.values().map(MachineRecord::group).collect();
     known.insert(GroupId::CATALOG);
-    for group in inner.found.lock().strangers(&known) {
+    let saved = inner.stage.snapshots.list_all()?.into_iter().map(|(group, _)| group);
+    let mut strangers = inner.found.lock().strangers(&known);
+    strangers.extend(saved.filter(|group| !known.contains(group)));
+    for group in strangers {
         tracing::info!(%group, "dropping what is left of a deleted machine");
         drop_group(inner, group);
     }
+    Ok(())
 }
 
 /// Opens what the catalog has and this node has not, and closes the reverse. Blocks.
@@ -145,19 +151,25 @@ fn world_of(inner: &Inner, module: Digest) -> World {
 
 fn close(inner: &Inner, machine: &Machine) {
     inner.registry.remove(&machine.record.name);
-    if let Ok(parts) = &machine.open {
-        parts.lane.halt("it was deleted");
-        // A batch at hand ends first; those that follow are refused, because the lane is halted.
-        drop(parts.lane.applier());
-    }
-    drop_group(inner, machine.record.group());
-}
-
-fn drop_group(inner: &Inner, group: GroupId) {
-    inner.stage.orders.send(Order::Detach(group));
-    inner.stage.orders.send(Order::Shard(Input::Forget(group)));
-    let dropped = inner.stage.state.drop_group(group).and_then(|()| inner.stage.snapshots.remove_all(group));
-    if let Err(fault) = dropped {
+    let group = machine.record.group();
+    let Ok(parts) = &machine.open else { return drop_group(inner, group) };
+    // A batch at hand may take minutes, and ends when it ends; those that follow are refused.
+    parts.lane.halt("it was deleted");
+    let_go(inner, group);
+    if let Err(fault) = inner.removal.remove(parts.lane.clone()) {
         inner.stage.fail(fault);
     }
+}
+
+/// For a group without a lane here.
+fn drop_group(inner: &Inner, group: GroupId) {
+    let_go(inner, group);
+    if let Err(fault) = inner.removal.remove_group(group) {
+        inner.stage.fail(fault);
+    }
+}
+
+/// No more jobs for the group, and its log is dropped.
+fn let_go(inner: &Inner, group: GroupId) {
+    inner.stage.orders.send_all([Order::Detach(group), Order::Shard(Input::Forget(group))]);
 }

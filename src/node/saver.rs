@@ -56,6 +56,8 @@ impl Saver {
             Ok(pending) => self.take_effect(parts, resident, &published, pending),
             // The former snapshot stays, and the log behind it.
             Err(Error::Fault(_)) if self.stage.is_interrupted() => Ok(()),
+            // It was deleted meanwhile, and its log with it: that it cannot be read says nothing of the disk.
+            Err(Error::Fault(_)) if parts.lane.halted().is_some() => Ok(()),
             Err(Error::Fault(fault)) => Err(fault),
             Err(why) => {
                 let name = &machine.record.name;
