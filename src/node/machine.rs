@@ -213,6 +213,9 @@ fn answered(head: &Head, ending: Ending) -> Result<Answered, Error> {
 
 /// A query that used up what it may.
 pub fn exhausted() -> Error {
-    Error::Guest("the query used up its budget and was stopped: ask for less, or raise `query_fuel` and \
-        `query_time_ms`".into())
+    Error::Guest(
+        "the query used up its budget and was stopped: ask for less, or raise `query_fuel` and \
+        `query_time_ms`"
+            .into(),
+    )
 }
