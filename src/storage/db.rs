@@ -174,6 +174,12 @@ impl Db {
         self.db.flush_cfs_opt(&handles, &options).map_err(|e| self.stop("flushing", &e))
     }
 
+    /// What the disk still takes. An answer of `None` is no answer.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&self.path).ok()?;
+        disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+
     /// Writes so many blank bytes to the write-ahead log, which mean nothing and are not synced.
     pub fn pad_log(&self, bytes: usize) -> Result<(), Fault> {
         self.check()?;

@@ -313,6 +313,7 @@ fn refuse_leftover_data(root: &Path) -> Result<(), DirectoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::damage::{cuts, flips};
 
     fn identity() -> Identity {
         Identity { node: u64::MAX - 1, name: "n1".to_owned(), cluster: 42 }
@@ -372,13 +373,7 @@ mod tests {
         let place = established();
         let path = place.path().join(IDENTITY_FILE);
         let whole = std::fs::read(&path).unwrap();
-        let flips = (0..whole.len() * 8).map(|bit| {
-            let mut flipped = whole.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            flipped
-        });
-        let cuts = (0..whole.len()).map(|length| whole[..length].to_vec());
-        for changed in flips.chain(cuts) {
+        for changed in flips(&whole).chain(cuts(&whole)) {
             std::fs::write(&path, &changed).unwrap();
             let error = Directory::open(place.path(), "n1").unwrap_err();
             assert!(matches!(error, DirectoryError::Damaged { .. }), "{error} for {changed:?}");

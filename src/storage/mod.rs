@@ -10,6 +10,8 @@
 //! - `db`: the only user of RocksDB; `manifest`: what it cannot be given to read;
 //!   `file`: files that are whole or not there
 
+#[cfg(test)]
+mod damage;
 mod db;
 pub mod directory;
 pub mod entry;

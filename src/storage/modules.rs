@@ -260,6 +260,7 @@ fn sum_of(path: &Path) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::damage::flips;
 
     fn modules() -> (tempfile::TempDir, Modules) {
         let place = tempfile::tempdir().unwrap();
@@ -324,9 +325,7 @@ mod tests {
         let (_place, modules) = modules();
         let digest = push(&modules, b"component");
         let path = modules.path(digest);
-        for bit in 0..9 * 8 {
-            let mut flipped = b"component".to_vec();
-            flipped[bit / 8] ^= 1 << (bit % 8);
+        for flipped in flips(b"component") {
             std::fs::write(&path, &flipped).unwrap();
             let error = modules.load(digest).unwrap_err();
             assert!(matches!(error, Error::Damaged(_)), "{error}");
@@ -374,10 +373,8 @@ mod tests {
         let sum = path.with_extension("cwasm.blake3");
         for damaged in [&path, &sum] {
             let whole = std::fs::read(damaged).unwrap();
-            for bit in 0..whole.len() * 8 {
+            for flipped in flips(&whole) {
                 modules.store_artefact(digest, "1", b"native").unwrap();
-                let mut flipped = whole.clone();
-                flipped[bit / 8] ^= 1 << (bit % 8);
                 std::fs::write(damaged, flipped).unwrap();
                 let found = modules.artefact(digest, "1").unwrap();
                 assert!(matches!(found, Artefact::Removed(_)), "{found:?}");

@@ -141,6 +141,26 @@ async fn a_node_on_a_full_disk_stops_and_has_everything_when_there_is_space_agai
     drop(node);
 }
 
+#[test]
+fn a_node_on_a_nearly_full_disk_spends_nothing_that_it_does_not_need() {
+    let directory = directory();
+    let data = directory.path().join("disk");
+    let Some(_disk) = SmallDisk::mount(&data, "48m") else {
+        eprintln!("SKIPPED: mounting a small disk needs more rights than this user has (try it as root)");
+        return;
+    };
+    prepare(&data);
+    let node = Node::serve(&data, &[]);
+    // Longer than a node waits until it lays out its log's files, which would not fit.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        node.run(["kv", "put", "key", "value"]).ok();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    node.signal(Signal::TERM);
+    assert_eq!(node.end().0, Some(0));
+}
+
 /// Flips a byte in the middle of each file in `directory` that ends with `ending` and holds values.
 fn flip_a_byte(directory: &Path, ending: &str) {
     let mut flipped = 0;

@@ -53,6 +53,10 @@ struct Foreign {
     instead: &'static str,
 }
 
+/// Where the Raft engine is driven.
+const DRIVES_THE_ENGINE: [&str; 5] =
+    ["src/raft/group", "src/raft/log_cache", "src/raft/membership", "src/raft/message", "src/raft/start"];
+
 const FOREIGN: [Foreign; 12] = [
     Foreign {
         path: &["rocksdb"],
@@ -62,25 +66,13 @@ const FOREIGN: [Foreign; 12] = [
     },
     Foreign {
         path: &["raft"],
-        only_in: &[
-            "src/raft/group",
-            "src/raft/log_cache",
-            "src/raft/membership",
-            "src/raft/message",
-            "src/raft/start",
-        ],
+        only_in: &DRIVES_THE_ENGINE,
         tests_may: false,
         instead: "the engine is named only where it is driven; for our own module write crate::raft",
     },
     Foreign {
         path: &["protobuf"],
-        only_in: &[
-            "src/raft/group",
-            "src/raft/log_cache",
-            "src/raft/membership",
-            "src/raft/message",
-            "src/raft/start",
-        ],
+        only_in: &DRIVES_THE_ENGINE,
         tests_may: false,
         instead: "use prost: rust-protobuf must not see bytes from a network",
     },

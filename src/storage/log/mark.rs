@@ -92,6 +92,7 @@ fn form(sequence: u64) -> [u8; MARK_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::damage::flips;
 
     #[test]
     fn a_mark_reads_back_and_every_flipped_bit_is_noticed() {
@@ -104,9 +105,7 @@ mod tests {
         mark.raise(70_000).unwrap();
         assert_eq!(Mark::read(&path).unwrap(), Reading::UpTo(70_000));
         let whole = std::fs::read(&path).unwrap();
-        for bit in 0..whole.len() * 8 {
-            let mut flipped = whole.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
+        for (bit, flipped) in flips(&whole).enumerate() {
             std::fs::write(&path, flipped).unwrap();
             assert_eq!(Mark::read(&path).unwrap(), Reading::Damaged, "bit {bit}");
         }

@@ -232,6 +232,7 @@ fn checksum(key: &[u8], rest: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::damage::{cuts, flips};
 
     #[test]
     fn keys_sort_by_group_then_own_rows_then_index() {
@@ -275,9 +276,7 @@ mod tests {
         let mut value = Vec::new();
         write_entry(&key, &entry, &mut value);
         assert_eq!(read_entry(&key, entry.index, &value), Some(entry.clone()));
-        for bit in 0..value.len() * 8 {
-            let mut flipped = value.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
+        for (bit, flipped) in flips(&value).enumerate() {
             assert_eq!(read_entry(&key, entry.index, &flipped), None, "bit {bit}");
         }
         assert_eq!(
@@ -285,8 +284,8 @@ mod tests {
             None,
             "another group's key"
         );
-        for cut in 0..value.len() {
-            assert_eq!(read_entry(&key, entry.index, &value[..cut]), None, "cut to {cut} bytes");
+        for cut in cuts(&value) {
+            assert_eq!(read_entry(&key, entry.index, &cut), None, "cut to {} bytes", cut.len());
         }
     }
 

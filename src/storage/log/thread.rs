@@ -27,6 +27,8 @@ const LONG: Duration = Duration::from_secs(3_600);
 
 /// Files of the write-ahead log that are laid out: the one in use and the next.
 const LAID_OUT_FILES: usize = 2;
+/// Nothing is laid out unless the disk has this many times as much free: it only saves time later.
+const FREE_TIMES_MIN: u64 = 16;
 /// They are filled in portions of this size, so that a write never waits long for one.
 const PORTION_BYTES: usize = 1 << 20;
 
@@ -115,6 +117,7 @@ impl LogQueue {
     /// Fills files of the write-ahead log with blanks, while nothing is queued, and retires them: what is
     /// written later overwrites their blocks. A sync then has no file size to record, which halves its time.
     /// Files that were in use come to that by themselves, but not before tens of megabytes were written.
+    /// Nothing is done on a disk that is nearly full.
     pub fn lay_out(&self) {
         // A log that is closed has no later writes.
         let _ = self.sender.send(Order::LayOut);
@@ -165,7 +168,7 @@ impl Writer {
                 {
                     match order {
                         Order::Write(writes) => self.gather(writes, &mut gathered)?,
-                        Order::LayOut => self.portions_left = LAID_OUT_FILES * self.file_portions,
+                        Order::LayOut => self.begin_laying_out(),
                         Order::Stop => open = false,
                     }
                 }
@@ -173,6 +176,16 @@ impl Writer {
             }
         }
         self.close()
+    }
+
+    fn begin_laying_out(&mut self) {
+        let portions = LAID_OUT_FILES * self.file_portions;
+        let free_bytes_min = (portions * PORTION_BYTES) as u64 * FREE_TIMES_MIN;
+        if self.db.free_bytes().is_some_and(|free_bytes| free_bytes >= free_bytes_min) {
+            self.portions_left = portions;
+        } else {
+            tracing::info!(free_bytes_min, "the disk is nearly full: the log's files are not laid out");
+        }
     }
 
     /// Fills a file a little more; goes on to the next when it is full.

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use super::*;
 use crate::id::{Digest, LeaseId, LogTime, Revision, StateHash};
 use crate::machine::view::Table;
+use crate::storage::damage::{cuts, flips};
 use crate::storage::state::{Opened, StateSizes};
 
 fn head(index: u64) -> Head {
@@ -93,14 +94,8 @@ fn every_flipped_bit_and_every_cut_is_told_with_the_files_name() {
     write(&snapshots, &header(Kind::Resident, 40), &rows, b"the guest's own");
     let path = place.path().join("7-40.snap");
     let whole = std::fs::read(&path).unwrap();
-    let flips = (0..whole.len() * 8).map(|bit| {
-        let mut flipped = whole.clone();
-        flipped[bit / 8] ^= 1 << (bit % 8);
-        flipped
-    });
-    let cuts = (0..whole.len()).map(|length| whole[..length].to_vec());
     let longer = std::iter::once([&whole[..], b"x"].concat());
-    for (number, changed) in flips.chain(cuts).chain(longer).enumerate() {
+    for (number, changed) in flips(&whole).chain(cuts(&whole)).chain(longer).enumerate() {
         std::fs::write(&path, changed).unwrap();
         let error = read(&snapshots, 40).expect_err("damage was put in");
         assert!(matches!(&error, Error::Damaged(what) if what.contains("7-40.snap")), "{number}: {error}");
