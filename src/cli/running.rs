@@ -74,6 +74,9 @@ pub fn node_config(file: &ConfigFile, data_dir: std::path::PathBuf) -> anyhow::R
     })
 }
 
+/// How long clients have to read why a node has failed, before their connections are closed.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// Binds the sockets, opens the node and begins to serve.
 pub async fn start(
     config: NodeConfig,
@@ -112,9 +115,11 @@ impl Service {
                     let used = Duration::from_nanos(begun.elapsed_ns());
                     node.shutdown_within(stop_wait.saturating_sub(used)).await;
                 }
-                // Requests under way wait for a node that will do nothing more: they are told so at once.
+                // Requests under way wait for a node that will do nothing more: they are told so at once, and
+                // get to read it. A connection that is closed too soon can take the answer with it.
                 Some(_) => {
-                    tokio::join!(node.shutdown_within(Duration::ZERO), running.stop());
+                    tokio::join!(node.shutdown_within(Duration::ZERO), tokio::time::sleep(LAST_WORDS));
+                    running.stop().await;
                 }
             }
         };
