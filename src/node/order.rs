@@ -262,7 +262,7 @@ impl Desk {
             Order::Read { group, waiter } => {
                 self.last_id += 1;
                 self.reading.insert(ReadId(self.last_id), waiter);
-                self.inputs.push(Input::Read { group, id: ReadId(self.last_id) });
+                self.inputs.push(Input::Read { group, id: ReadId(self.last_id), lease: false });
             }
             Order::Attach(lane) => drop(self.lanes.insert(lane.group, lane)),
             Order::Detach(group) => drop(self.lanes.remove(&group)),

@@ -15,12 +15,11 @@ use crate::id::{GroupId, Index, NodeId, ReplicaId, Term};
 use crate::machine::batch::{Batch, Operation};
 use crate::raft::election::ElectionTimeout;
 use crate::raft::input::{GroupStart, ProposalId, ReadId};
+use crate::raft::lease::{Lease, Loyalty};
 use crate::raft::log_cache::{LogCache, Wish, from_engine};
 use crate::raft::log_clock::LogClock;
 use crate::raft::message::{PeerBody, PeerMessage, from_engine_message, to_engine_message};
-use crate::raft::output::{
-    ApplyJob, LogLoad, PeerOut, ProposeError, Proposed, ReadError, ReadReady, RoleChange,
-};
+use crate::raft::output::{ApplyJob, LogLoad, PeerOut, ProposeError, Proposed, ReadError, RoleChange};
 use crate::raft::proposals::Proposals;
 use crate::raft::read::Reads;
 use crate::raft::shard::{ShardConfig, Turn};
@@ -32,10 +31,12 @@ use crate::storage::entry::{Entry, LogWrite, Membership};
 use crate::time::Now;
 
 mod change;
+mod reading;
 mod sleep;
 mod snapshot;
 mod standing;
 mod transfer;
+mod voting;
 
 /// One group on this node.
 pub(super) struct Group {
@@ -47,6 +48,9 @@ pub(super) struct Group {
     nodes: BTreeMap<ReplicaId, NodeId>,
     proposals: Proposals,
     reads: Reads,
+    /// What this replica was promised as a leader, and what it has promised as a voter.
+    lease: Lease,
+    loyalty: Loyalty,
     clock: LogClock,
     unsynced: Unsynced<eraftpb::Message>,
     /// Who is in the group, as of the last change up to what was handed out to be applied.
@@ -77,7 +81,7 @@ pub(super) struct Group {
 
 impl Group {
     /// Takes up a group. Refuses, with a reason, what cannot have been written by a sound node.
-    pub(super) fn open(start: GroupStart, config: &ShardConfig) -> Result<Group, String> {
+    pub(super) fn open(start: GroupStart, config: &ShardConfig, now: Now) -> Result<Group, String> {
         let hard_state = start::check(&start)?;
         let late_changes = start::late_changes(&start);
         let GroupStart { group, replica, log, applied, time_floor, nodes } = start;
@@ -85,6 +89,9 @@ impl Group {
             hard_state: start::to_engine(hard_state),
             conf_state: membership::to_engine(&log.membership.1),
         };
+        let loyalty = Loyalty::at_start(&log, now.monotonic_ms, config.loyal_ms());
+        #[cfg(test)]
+        let loyalty = if config.bug == Some(Bug::VoteAfterRestart) { Loyalty::none() } else { loyalty };
         let seed = [config.seed, group.0, replica.0];
         let engine = Config {
             id: replica.0,
@@ -114,6 +121,8 @@ impl Group {
             nodes: nodes.into_iter().collect(),
             proposals: Proposals::default(),
             reads: Reads::new(replica, config.seed),
+            lease: Lease::default(),
+            loyalty,
             clock: LogClock::default(),
             unsynced: Unsynced::new(hard_state.term),
             membership: log.membership,
@@ -154,12 +163,6 @@ impl Group {
         self.proposals.gather(id, operation, bytes, config)
     }
 
-    /// A read that wants a read point.
-    pub(super) fn read(&mut self, id: ReadId, now: Now) {
-        self.wake();
-        self.reads.push(id, now.monotonic_ms);
-    }
-
     /// The log thread has synced everything up to this write.
     pub(super) fn persisted(&mut self, number: u64, turn: &mut Turn) {
         self.install_staged(number, turn);
@@ -193,7 +196,7 @@ impl Group {
     }
 
     /// Another replica's message.
-    pub(super) fn step(&mut self, from: NodeId, message: PeerMessage, config: &ShardConfig) {
+    pub(super) fn step(&mut self, from: NodeId, message: PeerMessage, turn: &Turn) {
         if message.to != self.replica {
             return;
         }
@@ -207,12 +210,17 @@ impl Group {
         // A replica never moves: what the catalog said of it, or its own first message, stays true.
         self.nodes.entry(message.from).or_insert(from);
         if self.is_stale_rejection(&message)
-            || (self.is_question_for_another(&message) && !config.passes_questions_on())
+            || self.is_disloyal(&message, turn)
+            || (self.is_question_for_another(&message) && !turn.config.passes_questions_on())
         {
             return;
         }
+        let leader = message.body.is_of_leader().then_some((message.term.0, message.from.0));
         // The engine refuses answers from replicas that are no longer in the group: nothing is owed to those.
         let _ = to_engine_message(message).map(|message| self.node.step(message));
+        if leader == Some((self.node.raft.term, self.node.raft.leader_id)) {
+            self.loyalty.renew(turn.now.monotonic_ms, turn.config.loyal_ms());
+        }
         self.set_election_timeout();
     }
 
@@ -225,13 +233,6 @@ impl Group {
         self.leads()
             && message.term.0 == self.node.raft.term
             && progress.is_some_and(|progress| index.0 <= progress.matched)
-    }
-
-    /// Whether a follower asks this replica for a read point though it does not lead. 0.7 would pass the
-    /// question on in the follower's name, and the leader would believe that the follower lives here and talk
-    /// to it no more (found by simulation, seed 3783). The follower asks again when it knows its leader.
-    fn is_question_for_another(&self, message: &PeerMessage) -> bool {
-        matches!(message.body, PeerBody::ReadIndex { .. }) && !self.leads()
     }
 
     /// Another replica lives on this node.
@@ -254,24 +255,13 @@ impl Group {
         self.node.mut_store().end_loan();
     }
 
-    /// Stands for election now.
-    pub(super) fn campaign(&mut self) {
-        self.wake();
-        if self.alone() {
-            self.campaign_alone();
-        } else if !self.leads() && self.node.raft.promotable() {
-            // Refused while a committed change of membership is not applied; the next timeout tries again.
-            let _ = self.node.campaign();
-            self.set_election_timeout();
-        }
-    }
-
     /// A tick has passed.
     pub(super) fn tick(&mut self, turn: &mut Turn) {
         let now_ms = turn.now.monotonic_ms;
         // The only voter needs no timeouts: it has nobody to hear from. Those who only follow it need its
         // heartbeats.
-        if !self.alone() || (self.leads() && self.has_peers()) {
+        let waits_for_others = !self.alone() || (self.leads() && self.has_peers());
+        if waits_for_others && !self.is_impatient(turn) {
             self.node.tick();
             self.set_election_timeout();
         }
@@ -310,16 +300,6 @@ impl Group {
                 break;
             }
             self.take_ready(turn);
-        }
-    }
-
-    /// The only voter leads as soon as its whole log is synced: the engine relies on that.
-    fn campaign_alone(&mut self) {
-        let log = &self.node.raft.raft_log;
-        if !self.leads() && self.unsynced.is_empty() && log.persisted == log.last_index() {
-            // Refused while a committed change of membership is not applied; every later call tries again.
-            let _ = self.node.campaign();
-            self.set_election_timeout();
         }
     }
 
@@ -366,30 +346,6 @@ impl Group {
         }
     }
 
-    /// Answers reads, or asks the others whether this replica's leader still leads.
-    fn issue_reads(&mut self, turn: &mut Turn) {
-        if !self.reads.waiting() {
-            return;
-        }
-        if self.leads() && self.alone() {
-            if self.node.raft.commit_to_current_term() {
-                let ids = self.reads.take_all();
-                self.answer(ids, Ok(Index(self.node.raft.raft_log.committed)), turn);
-            }
-        } else if self.node.raft.leader_id != raft::INVALID_ID
-            && (!self.leads() || self.node.raft.commit_to_current_term())
-        {
-            let mark = self.reads.issue(turn.now.monotonic_ms);
-            self.node.read_index(mark);
-        }
-    }
-
-    fn answer(&self, ids: Vec<ReadId>, index: Result<Index, ReadError>, turn: &mut Turn) {
-        if !ids.is_empty() {
-            turn.out.reads.push(ReadReady { group: self.id, ids, index });
-        }
-    }
-
     /// One round with the engine: what it wants written, sent and applied.
     fn take_ready(&mut self, turn: &mut Turn) {
         let mut ready = self.node.ready();
@@ -426,13 +382,7 @@ impl Group {
         self.write(number, must_sync, &entries, after_sync, turn);
         self.deliver(&committed, turn);
         for point in read_points {
-            let ids = self.reads.confirm(&point.request_ctx);
-            #[cfg(test)]
-            let ids = match turn.config.bug {
-                Some(Bug::ReadCoversLater) => ids.into_iter().chain(self.reads.take_all()).collect(),
-                _ => ids,
-            };
-            self.answer(ids, Ok(Index(point.index)), turn);
+            self.confirm_round(&point.request_ctx, Index(point.index), turn);
         }
     }
 
@@ -533,13 +483,6 @@ impl Group {
             self.announced = Some(standing);
             turn.out.roles.push(standing);
         }
-    }
-
-    /// Gives the engine our own election timeout in place of the one it drew by chance; after every call that
-    /// can make it draw.
-    fn set_election_timeout(&mut self) {
-        let ticks = self.election_timeout.ticks(self.node.raft.term, self.node.raft.state as u8);
-        self.node.raft.set_randomized_election_timeout(ticks);
     }
 
     /// Ends the group: commands that are certainly not done, and those that perhaps are.

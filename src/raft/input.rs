@@ -57,12 +57,16 @@ pub enum Input {
         /// The last index no longer needed here.
         to: Index,
     },
-    /// From which index on may a linearizable read that arrived now be served?
+    /// From which index on may a read that arrived now be served, so that it sees everything acknowledged
+    /// before?
     Read {
         /// The group.
         group: GroupId,
         /// What `reads` will call it.
         id: ReadId,
+        /// Whether this node's leader may trust the clocks: with a lease that holds it is answered in this
+        /// call. Without one, as every other read, when a quorum has confirmed the leader.
+        lease: bool,
     },
     /// What another node's replica has to say.
     Message {

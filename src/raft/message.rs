@@ -117,6 +117,11 @@ impl PeerBody {
     pub fn asks_for_vote(&self) -> bool {
         matches!(self, PeerBody::RequestVote { .. })
     }
+
+    /// Whether only a leader says such things, to those who follow it.
+    pub(super) fn is_of_leader(&self) -> bool {
+        matches!(self, PeerBody::Append { .. } | PeerBody::Heartbeat { .. })
+    }
 }
 
 /// The engine's form of a message; none for what the engine does not know.

@@ -5,9 +5,12 @@
 //! inputs give the same outputs, so that whole clusters run from a seed (see `simulation`).
 //!
 //! # What the caller owes the shard
+//! 0. Take the inputs first and read the clocks after that: a lease is good for a read that had arrived
+//!    before the clocks were read, whenever it is answered.
 //! 1. Hand over what arrived since the last call, together: what comes in one call shares batches and writes.
 //! 2. Give `log` to the log thread, in order; say [`Input::Persisted`] only when a write is synced.
-//! 3. Send `messages` at once: those that had to wait for a sync were kept back until now.
+//! 3. Tell everyone about `roles`; after that send `messages` at once: those that had to wait for a sync were
+//!    kept back until now. What a replica ceases to be is thus known here before anybody else can act on it.
 //! 4. Give `apply` to the group's apply worker, in order; say [`Input::Applied`] when an index is applied.
 //! 5. Remember which proposals went into which index (`proposed`), answer them when that index is applied,
 //!    and drop those that come back in `refused`: each proposal is either applied at its index or refused,
@@ -27,7 +30,7 @@
 //! - `unsynced`: what waits for the log thread
 //! - `election`: when a follower loses patience
 //! - `proposals`: commands from their arrival to their fate
-//! - `read`: linearizable read points
+//! - `read`: linearizable read points; `lease`: those that need no round trip, and what voters promise for it
 //! - `log_cache`: the part of the log that is in memory, as the engine reads it
 //! - `log_clock`: the stamps of batches
 //! - [`message`]: what replicas tell each other
@@ -45,6 +48,7 @@ pub mod shard;
 mod cluster_tests;
 mod election;
 mod group;
+mod lease;
 mod log_cache;
 mod log_clock;
 mod membership;

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::id::ReplicaId;
+use crate::id::{ReplicaId, Term};
 use crate::raft::input::ReadId;
 
 /// A read and since when it waits.
@@ -15,14 +15,26 @@ use crate::raft::input::ReadId;
 struct Waiting {
     id: ReadId,
     since_ms: u64,
+    /// Whether a leader's lease is good enough.
+    lease: bool,
 }
 
-/// Reads that wait for the same round.
+/// Reads that wait for the same round. None if it is only to extend a lease.
 #[derive(Debug)]
-struct Round {
+pub(super) struct Round {
     number: u64,
-    issued_ms: u64,
+    /// When it was sent first.
+    pub(super) issued_ms: u64,
+    /// The term in which this replica sent it as the leader; 0 if it asked another.
+    pub(super) leads_in: Term,
     reads: Vec<Waiting>,
+}
+
+impl Round {
+    /// The reads that waited for it.
+    pub(super) fn ids(&self) -> Vec<ReadId> {
+        self.reads.iter().map(|read| read.id).collect()
+    }
 }
 
 /// One group's reads.
@@ -43,8 +55,8 @@ impl Reads {
     }
 
     /// A read arrived.
-    pub(super) fn push(&mut self, id: ReadId, now_ms: u64) {
-        self.arrived.push(Waiting { id, since_ms: now_ms });
+    pub(super) fn push(&mut self, id: ReadId, lease: bool, now_ms: u64) {
+        self.arrived.push(Waiting { id, since_ms: now_ms, lease });
     }
 
     /// How many reads wait.
@@ -68,20 +80,29 @@ impl Reads {
         rounds.chain(self.arrived.drain(..)).map(|read| read.id).collect()
     }
 
+    /// Takes the reads that wait and for which a lease is good enough.
+    pub(super) fn take_leased(&mut self) -> Vec<ReadId> {
+        self.arrived.extract_if(.., |read| read.lease).map(|read| read.id).collect()
+    }
+
+    /// Whether a round is under way.
+    pub(super) fn round_under_way(&self) -> bool {
+        !self.rounds.is_empty()
+    }
+
     /// Puts the reads that wait into a round; its mark goes with the question to the leader.
-    pub(super) fn issue(&mut self, now_ms: u64) -> Vec<u8> {
+    pub(super) fn issue(&mut self, leads_in: Term, now_ms: u64) -> Vec<u8> {
         self.last_round += 1;
         let reads = std::mem::take(&mut self.arrived);
-        self.rounds.push_back(Round { number: self.last_round, issued_ms: now_ms, reads });
+        self.rounds.push_back(Round { number: self.last_round, issued_ms: now_ms, leads_in, reads });
         [self.life[0], self.life[1], self.last_round].iter().flat_map(|part| part.to_be_bytes()).collect()
     }
 
-    /// The leader confirmed the round with this mark. Gives back its reads; none if it was given up.
-    pub(super) fn confirm(&mut self, mark: &[u8]) -> Vec<ReadId> {
-        let Some(number) = self.number_of(mark) else { return Vec::new() };
-        let Some(at) = self.rounds.iter().position(|round| round.number == number) else { return Vec::new() };
-        let round = self.rounds.remove(at);
-        round.into_iter().flat_map(|round| round.reads).map(|read| read.id).collect()
+    /// The leader confirmed the round with this mark. None if it was given up.
+    pub(super) fn confirm(&mut self, mark: &[u8]) -> Option<Round> {
+        let number = self.number_of(mark)?;
+        let at = self.rounds.iter().position(|round| round.number == number)?;
+        self.rounds.remove(at)
     }
 
     fn number_of(&self, mark: &[u8]) -> Option<u64> {
@@ -109,10 +130,11 @@ impl Reads {
         let late = |read: &Waiting| now_ms.saturating_sub(read.since_ms) >= wait_ms;
         let waiting = self.rounds.iter_mut().map(|round| &mut round.reads).chain([&mut self.arrived]);
         for reads in waiting {
-            expired.extend(reads.iter().filter(|read| late(read)).map(|read| read.id));
-            reads.retain(|read| !late(read));
+            expired.extend(reads.extract_if(.., |read| late(read)).map(|read| read.id));
         }
-        self.rounds.retain(|round| !round.reads.is_empty());
+        // Those without reads from the start only extend a lease; they end with the next retry.
+        self.rounds
+            .retain(|round| !round.reads.is_empty() || now_ms.saturating_sub(round.issued_ms) < wait_ms);
         expired
     }
 }
@@ -123,49 +145,49 @@ mod tests {
 
     fn with_reads(ids: impl IntoIterator<Item = u64>) -> Reads {
         let mut reads = Reads::new(ReplicaId(7), 99);
-        ids.into_iter().for_each(|id| reads.push(ReadId(id), 0));
+        ids.into_iter().for_each(|id| reads.push(ReadId(id), false, 0));
         reads
     }
 
     #[test]
     fn a_round_covers_only_reads_that_arrived_before_it() {
         let mut reads = with_reads([1, 2]);
-        let mark = reads.issue(0);
-        reads.push(ReadId(3), 1);
-        assert_eq!(reads.confirm(&mark), [ReadId(1), ReadId(2)]);
+        let mark = reads.issue(Term(1), 0);
+        reads.push(ReadId(3), false, 1);
+        assert_eq!(reads.confirm(&mark).unwrap().ids(), [ReadId(1), ReadId(2)]);
         assert!(reads.waiting());
         assert_eq!(reads.len(), 1);
     }
 
     #[test]
     fn an_answer_to_another_life_of_the_replica_confirms_nothing() {
-        let stale = with_reads([1]).issue(0);
+        let stale = with_reads([1]).issue(Term(1), 0);
         let mut reads = Reads::new(ReplicaId(7), 100);
-        reads.push(ReadId(5), 0);
-        reads.issue(0);
-        assert!(reads.confirm(&stale).is_empty());
-        assert!(reads.confirm(b"short").is_empty());
+        reads.push(ReadId(5), false, 0);
+        reads.issue(Term(1), 0);
+        assert!(reads.confirm(&stale).is_none());
+        assert!(reads.confirm(b"short").is_none());
         assert_eq!(reads.len(), 1);
     }
 
     #[test]
     fn a_lost_round_is_issued_again_under_another_mark() {
         let mut reads = with_reads([1]);
-        let lost = reads.issue(10);
+        let lost = reads.issue(Term(1), 10);
         reads.retry(59, 50);
         assert!(!reads.waiting(), "too early");
         reads.retry(60, 50);
         assert!(reads.waiting());
-        let second = reads.issue(60);
-        assert!(reads.confirm(&lost).is_empty());
-        assert_eq!(reads.confirm(&second), [ReadId(1)]);
+        let second = reads.issue(Term(1), 60);
+        assert!(reads.confirm(&lost).is_none());
+        assert_eq!(reads.confirm(&second).unwrap().ids(), [ReadId(1)]);
     }
 
     #[test]
     fn reads_that_nobody_confirms_expire_each_at_its_own_time() {
         let mut reads = with_reads([1]);
-        reads.issue(0);
-        reads.push(ReadId(2), 40);
+        reads.issue(Term(1), 0);
+        reads.push(ReadId(2), false, 40);
         assert!(reads.expire(99, 100).is_empty());
         assert_eq!(reads.expire(100, 100), [ReadId(1)]);
         assert_eq!(reads.expire(140, 100), [ReadId(2)]);

@@ -12,6 +12,7 @@ use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::Operation;
 use crate::raft::group::Group;
 use crate::raft::input::{GroupStart, Input, ProposalId, ReadId};
+use crate::raft::lease;
 use crate::raft::output::{GroupStatus, Output, ProposeError, ReadError, ReadReady, SnapshotHead};
 #[cfg(test)]
 use crate::raft::simulation::Bug;
@@ -27,10 +28,15 @@ pub struct ShardConfig {
     pub seed: u64,
     /// The time between two [`Input::Tick`].
     pub tick_ms: u64,
-    /// A follower stands for election after this many to twice as many ticks without a word from its leader.
+    /// A follower stands for election after this many to twice as many ticks without a word from its leader,
+    /// and grants no other a vote before as much time has passed.
     pub election_ticks: usize,
     /// A leader speaks at least this often.
     pub heartbeat_ticks: usize,
+    /// How much faster or slower than real time a monotonic clock runs at most, in percent. Reads by lease
+    /// are as good as this promise; a leader's lease is shorter than its voters' loyalty by what it allows
+    /// for.
+    pub clock_drift_percent_max: u64,
     /// The largest batch: a larger operation is refused.
     pub batch_bytes_max: usize,
     /// The longest batch.
@@ -74,6 +80,7 @@ impl ShardConfig {
             tick_ms: 100,
             election_ticks: 10,
             heartbeat_ticks: 2,
+            clock_drift_percent_max: 5,
             batch_bytes_max: 4 << 20,
             batch_operations_max: 10_000,
             batches_in_flight_max: 1,
@@ -108,6 +115,16 @@ impl ShardConfig {
         return self.bug == Some(Bug::PassQuestionsOn);
         #[cfg(not(test))]
         false
+    }
+
+    /// How long a voter stays loyal to a leader that fell silent.
+    pub(super) fn loyal_ms(&self) -> u64 {
+        self.tick_ms * self.election_ticks as u64
+    }
+
+    /// How long a leader may rely on that.
+    pub(super) fn lease_ms(&self) -> u64 {
+        lease::lease_ms(self.loyal_ms(), self.clock_drift_percent_max)
     }
 
     /// How long a round of reads waits before it is sent again.
@@ -180,7 +197,7 @@ impl Shard {
     fn take_in(&mut self, now: Now, input: Input, out: &mut Output) {
         match input {
             Input::Propose { group, id, operation, bytes } => self.propose(group, id, operation, bytes, out),
-            Input::Read { group, id } => self.read(now, group, id, out),
+            Input::Read { group, id, lease } => self.read(now, group, (id, lease), out),
             Input::Persisted { group, number } => {
                 self.touch(now, group, out, |group, turn| group.persisted(number, turn));
             }
@@ -191,7 +208,7 @@ impl Shard {
                 self.touch(now, group, out, |group, turn| group.truncate(to, turn))
             }
             Input::Message { from, group, message } => {
-                self.touch(now, group, out, |group, turn| group.step(from, message, turn.config));
+                self.touch(now, group, out, |group, turn| group.step(from, message, turn));
             }
             Input::ChangeMembership { group, id, steps } => {
                 self.ask(now, group, id, out, |group, turn| group.change(id, &steps, turn));
@@ -211,7 +228,7 @@ impl Shard {
             Input::SnapshotReceived { group, from, term, head, time_floor } => {
                 self.snapshot_received(now, group, (from, term), head, time_floor, out);
             }
-            Input::Campaign { group } => self.touch(now, group, out, |group, _| group.campaign()),
+            Input::Campaign { group } => self.touch(now, group, out, Group::campaign),
             Input::NodeSilent(node) => self.node_silent(now, node, out),
             Input::Tick => self.tick(now, out),
             Input::Open(start) => self.open(now, *start, out),
@@ -326,7 +343,7 @@ impl Shard {
         }
     }
 
-    fn read(&mut self, now: Now, id: GroupId, read: ReadId, out: &mut Output) {
+    fn read(&mut self, now: Now, id: GroupId, (read, lease): (ReadId, bool), out: &mut Output) {
         let refusal = match self.groups.get_mut(&id) {
             None => ReadError::UnknownGroup,
             Some(Slot::Quarantined(reason)) => ReadError::Quarantined(reason.clone()),
@@ -335,7 +352,7 @@ impl Shard {
             }
             Some(Slot::Open(group)) => {
                 note(&mut self.touched, group, id);
-                group.read(read, now);
+                group.read(read, lease, now);
                 return;
             }
         };
@@ -364,7 +381,7 @@ impl Shard {
         let id = start.group;
         self.close(id, out);
         let config = &self.config;
-        let opened = catch_unwind(AssertUnwindSafe(|| Group::open(start, config)))
+        let opened = catch_unwind(AssertUnwindSafe(|| Group::open(start, config, now)))
             .unwrap_or_else(|panic| Err(reason_of(panic.as_ref())));
         match opened {
             Ok(group) => {

@@ -35,7 +35,7 @@ fn propose(group: GroupId, id: u64) -> Input {
 }
 
 fn read(id: u64) -> Input {
-    Input::Read { group: G, id: ReadId(id) }
+    Input::Read { group: G, id: ReadId(id), lease: false }
 }
 
 /// A shard and the time of day.
@@ -247,7 +247,7 @@ fn reads_that_cannot_be_served_are_refused_in_time() {
     bench.now.monotonic_ms += 1;
     let out = bench.handle([Input::Tick]);
     assert_eq!(out.reads[0].index, Err(ReadError::NoLeader { waited_ms: config().wait_ms }));
-    let out = bench.handle([Input::Read { group: GroupId(99), id: ReadId(2) }]);
+    let out = bench.handle([Input::Read { group: GroupId(99), id: ReadId(2), lease: false }]);
     assert_eq!(out.reads[0].index, Err(ReadError::UnknownGroup));
 }
 

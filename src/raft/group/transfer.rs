@@ -1,13 +1,15 @@
 //! The leader steps back for another voter.
 //!
-//! Commands gather meanwhile. Whoever asked is told once how it ended: another replica leads, or it failed
-//! and this one leads on.
+//! Commands gather meanwhile, and the lease for reads is gone until the next term. Whoever asked is told once
+//! how it ended: another replica leads, or it failed and this one leads on.
 
 use super::Group;
-use crate::id::ReplicaId;
+use crate::id::{ReplicaId, Term};
 use crate::raft::input::ProposalId;
 use crate::raft::output::ProposeError;
 use crate::raft::shard::Turn;
+#[cfg(test)]
+use crate::raft::simulation::Bug;
 
 impl Group {
     /// Another voter is to lead.
@@ -25,6 +27,10 @@ impl Group {
         } else if let Some((_, other)) = self.transferring {
             ProposeError::TransferFailed(format!("it is on its way to replica {other} already"))
         } else {
+            let term = Term(self.node.raft.term);
+            #[cfg(test)]
+            let term = if turn.config.bug == Some(Bug::KeepLeaseInTransfer) { Term(0) } else { term };
+            self.lease.forfeit(term);
             self.node.transfer_leader(to.0);
             self.transferring = Some((id, to));
             return;

@@ -26,6 +26,10 @@ pub(in crate::raft) enum Bug {
     TearState,
     /// A snapshot is installed whether or not the state is newer.
     InstallUnwanted,
+    /// A leader that asks another to take over goes on to answer reads by its lease.
+    KeepLeaseInTransfer,
+    /// A voter forgets at a restart that it had promised its leader to be patient.
+    VoteAfterRestart,
     /// A crash between the start of the log behind a snapshot and its installation is not made good.
     LeaveStaged,
 }

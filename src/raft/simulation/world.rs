@@ -494,7 +494,7 @@ impl World {
                 self.last_id += 1;
                 let id = ReadId(self.last_id);
                 self.oracle.ask(id, group);
-                life.inbox.push(Input::Read { group, id });
+                life.inbox.push(Input::Read { group, id, lease: false });
             }
         }
     }

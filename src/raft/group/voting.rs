@@ -1,0 +1,54 @@
+//! When this replica stands for election, and when it may vote: not against a leader that it has promised to
+//! be patient with.
+
+use super::Group;
+use crate::raft::message::{PeerBody, PeerMessage};
+use crate::raft::shard::Turn;
+
+impl Group {
+    /// Stands for election now, unless that would be disloyal.
+    pub(in crate::raft) fn campaign(&mut self, turn: &mut Turn) {
+        self.wake();
+        if self.alone() {
+            self.campaign_alone();
+        } else if !self.leads() && self.node.raft.promotable() && !self.loyalty.binds(turn.now.monotonic_ms) {
+            // Refused while a committed change of membership is not applied; the next timeout tries again.
+            let _ = self.node.campaign();
+            self.set_election_timeout();
+        }
+    }
+
+    /// The only voter leads as soon as its whole log is synced: the engine relies on that.
+    pub(super) fn campaign_alone(&mut self) {
+        let log = &self.node.raft.raft_log;
+        if !self.leads() && self.unsynced.is_empty() && log.persisted == log.last_index() {
+            // Refused while a committed change of membership is not applied; every later call tries again.
+            let _ = self.node.campaign();
+            self.set_election_timeout();
+        }
+    }
+
+    /// Whether it asks for a vote that was promised to be given to nobody. An election that the leader itself
+    /// asked for is none of that: it has given up its lease.
+    pub(super) fn is_disloyal(&self, message: &PeerMessage, turn: &Turn) -> bool {
+        let asks = matches!(message.body, PeerBody::RequestVote { transfer: false, .. });
+        asks && self.loyalty.binds(turn.now.monotonic_ms)
+    }
+
+    /// Whether the next tick would make this replica stand for election before the time for which it has
+    /// promised not to; ticks can come in bursts. A tick longer, because the others heard the leader as late
+    /// as this one did: who asks them too early waits for another timeout.
+    pub(super) fn is_impatient(&self, turn: &Turn) -> bool {
+        let raft = &self.node.raft;
+        let stands = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
+        let patience_ms = turn.now.monotonic_ms.saturating_sub(turn.config.tick_ms);
+        !self.leads() && stands && self.loyalty.binds(patience_ms)
+    }
+
+    /// Gives the engine our own election timeout in place of the one it drew by chance; after every call that
+    /// can make it draw.
+    pub(super) fn set_election_timeout(&mut self) {
+        let ticks = self.election_timeout.ticks(self.node.raft.term, self.node.raft.state as u8);
+        self.node.raft.set_randomized_election_timeout(ticks);
+    }
+}
