@@ -45,6 +45,7 @@
 //! - `machine`: the heart, what a committed batch does; pure
 //! - `storage`: what is on disk; `wasm`: running components; neither knows the other
 //! - `raft`: order; pure and stepped
+//! - `net`: what nodes say to each other
 //! - `catalog`: modules and machines, group 0's own machine
 //! - `node`: builds a node from the parts, the only place where they meet
 //! - `config`, `proto`, `api`, `client`: settings, messages, the services and who calls them
@@ -59,6 +60,7 @@ pub mod error;
 pub mod id;
 pub mod inbox;
 pub mod machine;
+pub mod net;
 pub mod node;
 pub mod proto;
 pub mod raft;

@@ -22,7 +22,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("storage", &["id", "error", "time", "inbox", "config", "machine"]),
     ("wasm", &["id", "error", "time", "config", "machine"]),
     ("raft", &["id", "error", "time", "machine", "storage::entry"]),
-    ("net", &["id", "error", "time", "config", "machine", "storage::entry", "raft", "proto"]),
+    ("net", &["id", "error", "time", "inbox", "machine", "storage::entry", "raft::message", "raft::output"]),
     ("watch", &["id", "error", "time", "config", "machine", "storage", "raft", "net"]),
     ("catalog", &["id", "error", "time", "config", "machine", "storage", "raft", "net"]),
     (
@@ -90,7 +90,7 @@ const FOREIGN: [Foreign; 12] = [
     },
     Foreign {
         path: &["tonic"],
-        only_in: &["src/api/", "src/client", "src/cli/", "src/net/", "src/proto/"],
+        only_in: &["src/api/", "src/client", "src/cli/", "src/proto/"],
         tests_may: true,
         instead: "go through api or client",
     },
