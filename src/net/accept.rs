@@ -1,10 +1,10 @@
 //! Connections that other nodes make to this one: who may come in, and what they bring.
 //!
-//! Promises: nobody is listened to before the greeting is checked; what a node sends on one connection reaches
-//! the host in that order; a newer connection of a node takes the place of its older one. Requests run as
-//! tasks of their own, bounded in number and bytes; one over the bound is refused at once, so that messages
-//! behind it are never held back. Whatever is wrong with what arrives ends that connection, with a warning
-//! that names the node and what it was; nothing else is touched.
+//! Promises: nobody is listened to before the greeting is checked; what a node sends on one connection
+//! reaches the host in that order; a newer connection of a node takes the place of its older one. Requests
+//! run as tasks of their own, bounded in number and bytes; one over the bound is refused at once, so that
+//! messages behind it are never held back. Whatever is wrong with what arrives ends that connection, with a
+//! warning that names the node and what it was; nothing else is touched.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -61,7 +61,8 @@ impl Reception {
             };
             let Ok(place) = greeting.clone().try_acquire_owned() else {
                 self.context.greetings_refused.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(%address, "{GREETING_MAX} connections have not greeted yet: one more is closed");
+                tracing::warn!(%address, "{GREETING_MAX} connections have not greeted yet: one more is \
+                    closed");
                 continue;
             };
             connections.spawn(self.clone().receive(stream, address, place));

@@ -3,8 +3,8 @@
 //!
 //! Whoever wants a file connects, greets, names it and says from where on. This node answers with its length
 //! and then sends pieces, each a frame with a checksum of its own that begins with the piece's place; or it
-//! says why not. While nothing can be sent (the file is being opened, or other files have their turn) it sends
-//! signs of life.
+//! says why not. While nothing can be sent (the file is being opened, or other files have their turn) it
+//! sends signs of life.
 //!
 //! Promises: all files together leave no faster than the limit; a file is read in order and never held in
 //! memory; one who does not read gives its place up after a while. Must never block a thread of the network

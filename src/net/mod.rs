@@ -9,8 +9,8 @@
 //! - Nobody who sends waits; what waits to be sent is bounded, and messages over the bound are dropped and
 //!   counted: Raft repeats them.
 //! - Messages are lost, late or in another order only when a connection ends; never changed.
-//! - Whatever arrives is checked: checksums, lengths before memory is taken, counts, kinds. What is wrong ends
-//!   the connection it came on, with a warning that names the peer and the fault; never more.
+//! - Whatever arrives is checked: checksums, lengths before memory is taken, counts, kinds. What is wrong
+//!   ends the connection it came on, with a warning that names the peer and the fault; never more.
 //! - A request ends with its answer, or with what is known of its fate ([`AskError`]).
 //! - A located node that is not heard any more is told to the host, once each time.
 //!
@@ -231,8 +231,8 @@ impl Net {
         }
     }
 
-    /// Lets what is queued leave, as far as it does so soon, and ends all connections. Requests of others that
-    /// still run are dropped. Later messages are dropped, later requests not sent.
+    /// Lets what is queued leave, as far as it does so soon, and ends all connections. Requests of others
+    /// that still run are dropped. Later messages are dropped, later requests not sent.
     pub async fn shutdown(&self) {
         let deadline_ms = self.context.clock.now().monotonic_ms + LEAVE_MS;
         while self.peers.all().iter().any(|link| !link.is_idle())

@@ -135,7 +135,8 @@ impl Outlet {
         }
     }
 
-    /// From now on what is queued is written, in frames with payloads up to `bytes_max`; unless it was closed.
+    /// From now on what is queued is written, in frames with payloads up to `bytes_max`; unless it was
+    /// closed.
     pub(super) fn open(&self, stream: Arc<TcpStream>, bytes_max: usize) {
         let mut state = self.state.lock();
         if matches!(state.phase, Phase::Waiting) {
@@ -330,7 +331,8 @@ impl Outlet {
         }
     }
 
-    /// Ends it, or gives another reason for its end. Requests in the queue are told that they were not sent, those sent before that nobody knows.
+    /// Ends it, or gives another reason for its end. Requests in the queue are told that they were not sent,
+    /// those sent before that nobody knows.
     pub(super) fn close(&self, why: &Arc<str>) {
         let queue = {
             let mut state = self.state.lock();

@@ -1,7 +1,8 @@
 //! The located nodes: their links, and which of them have fallen silent.
 //!
 //! Promises: whoever is looked up is found without waiting, also while nodes come and go; the silence of a
-//! node is told once, until it is heard again. A pause of this process is not taken for the silence of others.
+//! node is told once, until it is heard again. A pause of this process is not taken for the silence of
+//! others.
 
 use std::collections::HashMap;
 use std::sync::Arc;

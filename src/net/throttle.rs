@@ -1,8 +1,8 @@
 //! How fast files leave this node, all of them together.
 //!
 //! A bucket that fills at a steady rate: whoever wants to send takes out what it needs at once, and waits for
-//! what was not there. So places in the queue are given in the order in which they were asked for (the generic
-//! cell rate algorithm of ITU-T I.371). Pure: the clock is the caller's.
+//! what was not there. So places in the queue are given in the order in which they were asked for (the
+//! generic cell rate algorithm of ITU-T I.371). Pure: the clock is the caller's.
 
 /// See the head of this file.
 pub(super) struct Throttle {
