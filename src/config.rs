@@ -20,15 +20,17 @@ pub const PEER_ADDRESS: &str = "127.0.0.1:7071";
 pub struct Listen {
     /// For clients (gRPC).
     pub client: String,
-    /// For other nodes. A node that is alone opens no port for it.
-    pub peer: String,
+    /// For other nodes; none: the node is alone for ever.
+    pub peer: Option<String>,
+    /// The name or address of this computer for others, if that is not the one it listens on.
+    pub advertise: Option<String>,
     /// For metrics and health over HTTP, if anywhere.
     pub http: Option<String>,
 }
 
 impl Default for Listen {
     fn default() -> Listen {
-        Listen { client: CLIENT_ADDRESS.into(), peer: PEER_ADDRESS.into(), http: None }
+        Listen { client: CLIENT_ADDRESS.into(), peer: Some(PEER_ADDRESS.into()), advertise: None, http: None }
     }
 }
 
@@ -149,12 +151,16 @@ pub struct ConfigFile {
     pub name: Option<String>,
     /// `bootstrap`
     pub bootstrap: Option<bool>,
+    /// `join`
+    pub join: Vec<String>,
     /// `listen.client`
     pub client: Option<String>,
     /// `listen.peer`
     pub peer: Option<String>,
     /// `listen.http`
     pub http: Option<String>,
+    /// `listen.advertise`
+    pub advertise: Option<String>,
     /// `[limits]`, with the defaults of what is not there.
     pub limits: Limits,
     /// `[guests]`, likewise.
@@ -211,7 +217,7 @@ impl ConfigFile {
 }
 
 /// The keys outside of any section.
-const ROOT_KEYS: &str = "data_dir, name, bootstrap, [listen], [limits], [guests], [storage]";
+const ROOT_KEYS: &str = "data_dir, name, bootstrap, join, [listen], [limits], [guests], [storage]";
 
 struct Reader<'t> {
     text: &'t str,
@@ -232,6 +238,7 @@ impl Reader<'_> {
                 "data_dir" => file.data_dir = self.text("data_dir", value).map(PathBuf::from),
                 "name" => file.name = self.name(value),
                 "bootstrap" => file.bootstrap = self.truth("bootstrap", value),
+                "join" => file.join = self.addresses("join", value),
                 "listen" => self.listen(value, &mut file),
                 "limits" => file.limits = self.section(value),
                 "guests" => file.guests = self.section(value),
@@ -253,8 +260,10 @@ impl Reader<'_> {
                 "client" => file.client = self.address("listen.client", value),
                 "peer" => file.peer = self.address("listen.peer", value),
                 "http" => file.http = self.address("listen.http", value),
+                "advertise" => file.advertise = self.text("listen.advertise", value),
                 other => {
-                    let message = format!("unknown key `listen.{other}`; there are client, peer, http");
+                    let message =
+                        format!("unknown key `listen.{other}`; there are client, peer, http, advertise");
                     self.error(key.span().start, message);
                 }
             }
@@ -325,6 +334,14 @@ impl Reader<'_> {
         }
     }
 
+    fn addresses(&mut self, key: &str, value: &Spanned<DeValue>) -> Vec<String> {
+        let Some(array) = value.get_ref().as_array() else {
+            self.wrong_type(key, value, "an array of strings");
+            return Vec::new();
+        };
+        array.iter().filter_map(|value| self.address(key, value)).collect()
+    }
+
     fn text(&mut self, key: &str, value: &Spanned<DeValue>) -> Option<String> {
         match value.get_ref().as_str() {
             Some("") => {
@@ -389,8 +406,11 @@ pub fn example() -> String {
     let mut text = format!(
         "# Statehouse: every setting with its default. Flags of `statehouse serve` go before this file.\n\n\
          #data_dir = \"statehouse-data\"\n#name = \"node-1\"\n\
-         # Begin a new cluster if the data directory is empty.\n#bootstrap = false\n\n\
+         # Begin a new cluster if the data directory is empty.\n#bootstrap = false\n\
+         # Or join one: client addresses of nodes of it.\n#join = [\"10.0.0.1:7070\"]\n\n\
          [listen]\n#client = \"{CLIENT_ADDRESS}\"\n#peer = \"{PEER_ADDRESS}\"\n\
+         # What others call this computer, if it listens on all its addresses.\n\
+         #advertise = \"node-1.example.com\"\n\
          # Metrics and health; without it there is no HTTP.\n#http = \"127.0.0.1:7072\"\n"
     );
     section_example::<Limits>(&mut text);

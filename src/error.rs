@@ -7,6 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::id::NodeId;
+
 /// This computer failed: the operation was neither done nor refused. Never replicated.
 #[derive(Clone, Debug)]
 pub struct Fault {
@@ -53,6 +55,16 @@ pub enum Error {
     /// No leader, starting, or stopping. The request was not done; try again, perhaps elsewhere.
     #[error("{0}")]
     Unavailable(String),
+    /// This node does not lead the machine's group. The request was not done: the leader's node, if it is
+    /// known, takes it.
+    #[error("this node does not lead the machine's group; {}", match .leader {
+        Some(node) => format!("node {node} does"),
+        None => "no leader is known at the moment: try again".to_owned(),
+    })]
+    NotLeader {
+        /// The leader's node.
+        leader: Option<NodeId>,
+    },
     /// The request was sent into the log and its fate is unknown: it may or may not be applied.
     #[error("{0}")]
     Unknown(String),

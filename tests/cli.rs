@@ -208,7 +208,18 @@ fn a_configuration_is_printed_that_reads_back() {
     let text = printed.ok().replace("#data_dir = \"statehouse-data\"", &format!("data_dir = {data:?}"));
     std::fs::write(&path, text.replace("#name = \"node-1\"", "name = \"from-file\"")).unwrap();
     let mut serve = program();
-    serve.args(["serve", "--json", "--bootstrap", "--client", "127.0.0.1:0", "--config"]).arg(&path);
+    serve
+        .args([
+            "serve",
+            "--json",
+            "--bootstrap",
+            "--client",
+            "127.0.0.1:0",
+            "--peer",
+            "127.0.0.1:0",
+            "--config",
+        ])
+        .arg(&path);
     let node = Node::start(&mut serve);
     assert_eq!(node.run(["status", "--json"]).json()["name"], "from-file");
     assert!(data.is_dir());

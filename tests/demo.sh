@@ -46,9 +46,9 @@ expect() {
 
 # Starts the node on free ports and waits until it says where it listens.
 start() {
-    echo '$ statehouse serve --data-dir data --name demo --client 127.0.0.1:0 --bootstrap &'
+    echo '$ statehouse serve --data-dir data --name demo --client 127.0.0.1:0 --peer 127.0.0.1:0 --bootstrap &'
     : >"$place/ready"
-    "$binary" serve --data-dir "$place/data" --name demo --client 127.0.0.1:0 --bootstrap --json \
+    "$binary" serve --data-dir "$place/data" --name demo --client 127.0.0.1:0 --peer 127.0.0.1:0 --bootstrap --json \
         >"$place/ready" 2>>"$place/log" &
     node=$!
     local deadline=$((SECONDS + 60)) client

@@ -585,7 +585,7 @@ fn at_every_sync_files_are_whole_or_not_there() {
     let disk = Disk::under(place.path(), "disk");
     disk.record_history();
     let data = disk.root.join("data");
-    let identity = Identity { node: 7, name: "n1".to_owned(), cluster: 9 };
+    let identity = Identity { node: 7, name: "n1".to_owned(), cluster: 9, replica: 1, contacts: Vec::new() };
     let mut directory = Directory::open(&data, "n1").unwrap();
     directory.establish(identity.clone()).unwrap();
     let modules = Modules::open(&directory.modules(), 1 << 20).unwrap();

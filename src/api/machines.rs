@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{PAGE_MAX, Serving, page, refused};
+use crate::catalog::REPLICAS_DEFAULT;
 use crate::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::machines_server::Machines;
@@ -38,10 +39,11 @@ impl Machines for MachinesService {
         &self,
         request: Request<v1::CreateMachineRequest>,
     ) -> Result<Response<v1::Machine>, Status> {
-        let v1::CreateMachineRequest { name, module, configuration } = request.into_inner();
+        let v1::CreateMachineRequest { name, module, configuration, replicas } = request.into_inner();
+        let replicas = if replicas == 0 { REPLICAS_DEFAULT } else { replicas };
         self.check_configuration(configuration.len()).map_err(refused)?;
         let module = self.serving.module_digest(&module).await.map_err(refused)?;
-        let machine = self.serving.node.create_machine(&name, module, configuration).await;
+        let machine = self.serving.node.create_replicated(&name, module, configuration, replicas).await;
         Ok(Response::new(machine.map_err(refused)?.into()))
     }
 

@@ -14,6 +14,7 @@ mod commands;
 mod http;
 mod in_flight;
 mod machines;
+mod members;
 mod modules;
 mod nodes;
 
@@ -37,6 +38,7 @@ use crate::id::{Digest, NotADigest};
 use crate::node::Node;
 use crate::proto::v1::commands_server::CommandsServer;
 use crate::proto::v1::machines_server::MachinesServer;
+use crate::proto::v1::members_server::MembersServer;
 use crate::proto::v1::modules_server::ModulesServer;
 use crate::proto::v1::nodes_server::NodesServer;
 use crate::proto::{DESCRIPTORS, status};
@@ -234,6 +236,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
         .map_err(|_| Error::Invalid("limits.command_bytes_max is over this computer's memory".into()))?;
     let commands = CommandsServer::new(commands::CommandsService::new(serving.clone()));
     let machines = MachinesServer::new(machines::MachinesService::new(serving.clone()));
+    let members = MembersServer::new(members::MembersService::new(serving.clone()));
     let modules = ModulesServer::new(modules::ModulesService::new(serving.clone()));
     let nodes = NodesServer::new(nodes::NodesService::new(serving.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
@@ -252,6 +255,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
         .add_service(machines.max_decoding_message_size(message_bytes_max))
         .add_service(modules.max_decoding_message_size(CHUNK_BYTES_MAX + OVERHEAD_BYTES as usize))
         .add_service(nodes)
+        .add_service(members)
         .add_service(reflection)
         .add_service(health);
     Ok(server)

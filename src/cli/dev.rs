@@ -5,24 +5,32 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Args;
+use futures_util::future;
 
 use super::running::{self, Service};
-use super::{Global, address, output};
+use super::{Global, Usage, address, output};
 use crate::config::{CLIENT_ADDRESS, ConfigFile, Listen};
 use crate::error::Error;
 
 /// The machine that is there from the start.
 const MACHINE: &str = "kv";
 
-/// Run a node to try things with: a machine `kv` is there, and nothing needs to be configured
+/// Run a node to try things with, or several: a machine `kv` is there, and nothing needs to be configured
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    after_help = "With --nodes, each node has a directory of its own within the data directory, and ports \
+        ten above those of the one before.\n\nExamples:\n  \
         statehouse dev\n  \
-        statehouse dev --data-dir /tmp/trial --client 127.0.0.1:0")]
+        statehouse dev --nodes 3\n  \
+        statehouse dev --data-dir /tmp/trial --client 127.0.0.1:0"
+)]
 pub struct Dev {
-    /// Where the node keeps everything; made if it is not there
+    /// Where the nodes keep everything; made if it is not there
     #[arg(long, value_name = "DIR", default_value = "statehouse-data")]
     data_dir: PathBuf,
+    /// Run a cluster of so many nodes in this process
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
     /// Where to listen for clients
     #[arg(long, value_name = "HOST:PORT", default_value = CLIENT_ADDRESS, value_parser = address)]
     client: String,
@@ -31,16 +39,49 @@ pub struct Dev {
     http: String,
 }
 
+/// How far the ports of one node are from those of the next.
+const PORTS_APART: u16 = 10;
+
 impl Dev {
     pub async fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
-        let file = ConfigFile { bootstrap: Some(true), ..ConfigFile::default() };
-        let listen = Listen { client: self.client, http: Some(self.http), ..Listen::default() };
-        let node = running::node_config(&file, self.data_dir)?;
-        let service = running::start(node, &listen, file.limits).await?;
-        create_machine(&service).await?;
-        welcome(&service, global.json)?;
-        service.until_end().await
+        let starting = (0..self.nodes).map(|number| self.start(number));
+        let services = future::try_join_all(starting).await?;
+        create_machine(&services[0]).await?;
+        welcome(&services, global.json)?;
+        let ended = future::try_join_all(services.into_iter().map(Service::until_end)).await?;
+        Ok(ended.into_iter().next().unwrap_or(ExitCode::SUCCESS))
     }
+
+    /// Starts one node. The first begins the cluster, the others join it.
+    async fn start(&self, number: u16) -> anyhow::Result<Service> {
+        let (host, port) = split(&self.client)?;
+        let at = |offset: u16| match port {
+            0 => Ok(format!("{host}:0")),
+            port => port
+                .checked_add(number * PORTS_APART)
+                .and_then(|port| port.checked_add(offset))
+                .map(|port| format!("{host}:{port}"))
+                .ok_or_else(|| Usage(format!("--client {}: there are no ports left above it", self.client))),
+        };
+        let first = number == 0;
+        let alone = self.nodes == 1;
+        let listen = Listen {
+            client: at(0)?,
+            peer: if alone { None } else { Some(at(1)?) },
+            http: first.then(|| self.http.clone()),
+            advertise: None,
+        };
+        let name = format!("node-{}", number + 1);
+        let data_dir = if alone { self.data_dir.clone() } else { self.data_dir.join(&name) };
+        let join = if first { Vec::new() } else { vec![self.client.clone()] };
+        let file = ConfigFile { name: Some(name), bootstrap: Some(first), join, ..ConfigFile::default() };
+        running::start(running::node_config(&file, data_dir, &listen)?, &listen, file.limits).await
+    }
+}
+
+fn split(address: &str) -> Result<(&str, u16), Usage> {
+    let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    parts.ok_or_else(|| Usage(format!("--client {address:?} is not an address")))
 }
 
 async fn create_machine(service: &Service) -> Result<(), Error> {
@@ -51,31 +92,38 @@ async fn create_machine(service: &Service) -> Result<(), Error> {
     Ok(())
 }
 
-fn welcome(service: &Service, as_json: bool) -> anyhow::Result<()> {
+fn welcome(services: &[Service], as_json: bool) -> anyhow::Result<()> {
+    let service = &services[0];
     let client = service.addresses.client;
     let http = service.addresses.http.map(|http| http.to_string()).unwrap_or_default();
+    let clients: Vec<String> = services.iter().map(|service| service.addresses.client.to_string()).collect();
     let data_dir = service.node.status().data_dir;
     if as_json {
         output::json(&serde_json::json!({
             "ready": {
                 "name": service.node.status().name,
                 "client": client.to_string(),
+                "clients": clients,
                 "http": http,
                 "data_dir": data_dir,
             }
         }))?;
     }
-    let endpoints = match client.to_string() {
-        address if address == CLIENT_ADDRESS => String::new(),
-        address => format!("  export STATEHOUSE_ENDPOINTS={address}\n"),
+    let endpoints = match clients.join(",") {
+        addresses if addresses == CLIENT_ADDRESS => String::new(),
+        addresses => format!("  export STATEHOUSE_ENDPOINTS={addresses}\n"),
+    };
+    let what = match services.len() {
+        1 => "node is ready".to_owned(),
+        nodes => format!("{nodes} nodes are ready"),
     };
     output::tell(format_args!(
-        "node is ready: client {client}, http {http}, data {}\n\
+        "{what}: client {client}, http {http}, data {}\n\
          There is a machine called `{MACHINE}`. In another terminal, try\n{endpoints}  \
          statehouse kv put colour green\n  \
          statehouse kv get colour\n  \
          statehouse status\n\
-         Ctrl-C stops the node; started again it has everything.",
+         Ctrl-C stops it; started again it has everything.",
         data_dir.display()
     ));
     Ok(())

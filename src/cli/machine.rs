@@ -6,6 +6,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{Global, Usage, module, output, payload};
+use crate::catalog::{REPLICAS_DEFAULT, REPLICAS_MAX};
 use crate::client::Client;
 use crate::id::Digest;
 use crate::node::request::MachineInfo;
@@ -31,6 +32,14 @@ pub enum Machine {
         /// The configuration that the guest is created with
         #[arg(long, value_name = "TEXT|@FILE", allow_negative_numbers = true)]
         init: Option<String>,
+        /// On how many nodes it is to be, as soon as there are so many
+        #[arg(
+            long,
+            value_name = "N",
+            default_value_t = REPLICAS_DEFAULT,
+            value_parser = clap::value_parser!(u32).range(1..=i64::from(REPLICAS_MAX))
+        )]
+        replicas: u32,
     },
     /// List all machines
     #[command(after_help = "Examples:\n  \
@@ -55,10 +64,10 @@ impl Machine {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         match self {
-            Machine::Create { name, module, init } => {
+            Machine::Create { name, module, init, replicas } => {
                 let configuration = payload::read(init.as_deref().unwrap_or_default(), false)?;
                 let module = resolve(&client, &module).await?;
-                show(global, &client.create_machine(&name, &module, configuration).await?)
+                show(global, &client.create_replicated(&name, &module, configuration, replicas).await?)
             }
             Machine::List => list(global, &client.machines().await?),
             Machine::Show { name } => show(global, &client.machine(&name).await?),
@@ -91,7 +100,7 @@ async fn resolve(client: &Client, module: &str) -> anyhow::Result<String> {
 /// Whether and how a machine serves, in a word or a sentence.
 fn state(machine: &MachineInfo) -> String {
     match &machine.replica {
-        None => "opening".into(),
+        None => "elsewhere".into(),
         Some(replica) => match &replica.halted {
             None => "serving".into(),
             Some(why) => format!("halted: {}", output::printable(why.as_bytes())),

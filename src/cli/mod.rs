@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //! - `serve`, `dev`: run a node; `running`: what both have in common
-//! - `module`, `machine`, `apply`, `query`, `kv`, `status`: talk to one
+//! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `status`: talk to one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
 //! - `payload`, `output`: arguments that stand for bytes; how data is shown
 
@@ -16,6 +16,7 @@ mod completions;
 mod dev;
 mod kv;
 mod machine;
+mod member;
 mod module;
 mod output;
 mod payload;
@@ -107,6 +108,8 @@ enum Command {
     Module(module::Module),
     #[command(subcommand)]
     Machine(machine::Machine),
+    #[command(subcommand)]
+    Member(member::Member),
     Apply(apply::Apply),
     Query(query::Query),
     Kv(kv::Kv),
@@ -192,6 +195,7 @@ impl Command {
             Command::Dev(command) => return command.run(global).await,
             Command::Module(command) => command.run(global).await?,
             Command::Machine(command) => command.run(global).await?,
+            Command::Member(command) => command.run(global).await?,
             Command::Apply(command) => command.run(global).await?,
             Command::Query(command) => command.run(global).await?,
             Command::Kv(command) => command.run(global).await?,
@@ -294,6 +298,7 @@ mod tests {
         for line in [
             "statehouse serve --data-dir D --name N --client 0.0.0.0:0 --peer h:1 --http [::1]:2 --bootstrap",
             "statehouse serve --config FILE",
+            "statehouse serve --data-dir D --name N --join a:1,b:2 --advertise host",
             "statehouse dev",
             "statehouse dev --data-dir D",
             "statehouse module push FILE",
@@ -302,9 +307,16 @@ mod tests {
             &format!("statehouse machine create NAME --module {digest}"),
             "statehouse machine create NAME --module builtin:kv --init TEXT",
             "statehouse machine create NAME --module x.wasm --init @FILE",
+            "statehouse machine create NAME --module builtin:kv --replicas 5",
             "statehouse machine list",
             "statehouse machine show NAME",
             "statehouse machine delete NAME",
+            "statehouse member list",
+            "statehouse member promote NAME",
+            "statehouse member remove NAME",
+            "statehouse member transfer-leader --to NAME",
+            "statehouse member transfer-leader --machine kv --to NAME",
+            "statehouse dev --nodes 3",
             "statehouse apply NAME TEXT",
             "statehouse apply NAME @FILE --hex",
             "statehouse apply NAME -",
@@ -338,6 +350,9 @@ mod tests {
             "statehouse status --timeout 0",
             "statehouse kv compact many",
             "statehouse machine create NAME",
+            "statehouse machine create NAME --module builtin:kv --replicas 8",
+            "statehouse serve --bootstrap --join a:1",
+            "statehouse member remove",
         ] {
             let error = parse(line).err().unwrap_or_else(|| panic!("{line} is understood"));
             assert!(error.use_stderr(), "{line}");

@@ -1,16 +1,20 @@
 //! What `serve` and `dev` have in common: a node behind its sockets, from opening to the end.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::Usage;
 use crate::api::{Addresses, Running, Server};
+use crate::client::Client;
 use crate::config::{ConfigFile, Listen};
-use crate::error::Fault;
+use crate::error::{Error, Fault};
 use crate::node::Node;
-use crate::node::config::{CompileIn, Limits, NodeConfig};
+use crate::node::config::{CompileIn, Join, Limits, NodeConfig, PeerConfig};
 use crate::time::Clock;
 
 /// How a process ends that is told twice to stop.
@@ -19,7 +23,7 @@ const IMPATIENT: u8 = 130;
 /// A node that serves.
 pub struct Service {
     pub node: Node,
-    pub addresses: Addresses,
+    pub addresses: Reached,
     running: Running,
     signals: Signals,
     /// How long a stop may wait for what is under way.
@@ -46,13 +50,31 @@ impl Signals {
     }
 }
 
+/// Where a service is to be reached.
+#[derive(Clone, Debug)]
+pub struct Reached {
+    pub client: SocketAddr,
+    pub http: Option<SocketAddr>,
+    pub peer: Option<String>,
+}
+
 /// The node of a configuration. Modules are compiled in processes of this program.
-pub fn node_config(file: &ConfigFile, data_dir: std::path::PathBuf) -> anyhow::Result<NodeConfig> {
+pub fn node_config(
+    file: &ConfigFile,
+    data_dir: std::path::PathBuf,
+    listen: &Listen,
+) -> anyhow::Result<NodeConfig> {
     let name = file.name.clone().unwrap_or_else(|| "node-1".into());
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let ConfigFile { limits, guests, storage, .. } = file;
+    let join = match file.join.as_slice() {
+        [] => None,
+        addresses => Some(Join(Arc::new(Client::new(addresses)?))),
+    };
     Ok(NodeConfig {
         bootstrap: file.bootstrap.unwrap_or_default(),
+        join,
+        peer: peer_config(listen)?,
         compile_in: CompileIn::Process(program),
         limits: Limits {
             module_bytes_max: limits.module_bytes_max,
@@ -74,20 +96,56 @@ pub fn node_config(file: &ConfigFile, data_dir: std::path::PathBuf) -> anyhow::R
     })
 }
 
+fn peer_config(listen: &Listen) -> anyhow::Result<Option<PeerConfig>> {
+    let Some(address) = listen.peer.clone() else { return Ok(None) };
+    let advertise = match &listen.advertise {
+        None => None,
+        Some(host) => Some(advertised(host, &address)?),
+    };
+    Ok(Some(PeerConfig { listen: address, advertise }))
+}
+
+/// The port of an address that is listened on, on the computer that others call `host`.
+fn advertised(host: &str, address: &str) -> anyhow::Result<String> {
+    let port = address.rsplit_once(':').map_or("0", |(_, port)| port);
+    if port == "0" {
+        let text =
+            format!("--advertise {host} needs fixed ports, and {address} leaves the choice to the system");
+        return Err(Usage(text).into());
+    }
+    Ok(format!("{host}:{port}"))
+}
+
 /// How long clients have to read why a node has failed, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Binds the sockets, opens the node and begins to serve.
 pub async fn start(
-    config: NodeConfig,
+    mut config: NodeConfig,
     listen: &Listen,
     limits: crate::config::Limits,
 ) -> anyhow::Result<Service> {
     let signals = Signals::catch()?;
     let server = Server::bind(listen).await?;
-    let addresses = server.addresses();
-    let node = Node::open(config).await?;
+    let Addresses { client, http } = server.addresses();
+    config.client_address = match &listen.advertise {
+        Some(host) => advertised(host, &listen.client)?,
+        None => client.to_string(),
+    };
+    let node = Node::begin(config).await?;
+    let addresses = Reached { client, http, peer: node.peer_address() };
+    // From here on it tells how it is, also while it waits for the others of its cluster.
     let running = server.start(node.clone(), limits)?;
+    let mut signals = signals;
+    let opened = tokio::select! {
+        opened = node.opened() => opened,
+        name = signals.next() => Err(Error::Unavailable(format!("{name} came before the node was ready"))),
+    };
+    if let Err(why) = opened {
+        running.stop().await;
+        node.shutdown().await;
+        return Err(why.into());
+    }
     let stop_wait = Duration::from_millis(limits.stop_wait_ms);
     Ok(Service { node, addresses, running, signals, stop_wait })
 }
@@ -135,7 +193,7 @@ impl Service {
                 tracing::info!("stopped");
                 Ok(ExitCode::SUCCESS)
             }
-            Some(fault) => Err(anyhow::Error::new(crate::error::Error::Fault(fault))
+            Some(fault) => Err(anyhow::Error::new(Error::Fault(fault))
                 .context("the node has stopped after a fault; what it acknowledged is on disk")),
         }
     }

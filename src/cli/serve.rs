@@ -18,8 +18,9 @@ use crate::config::{self, ConfigFile, Listen};
         object on standard output does too. Port 0 leaves the choice of a port to the system.\nSIGTERM and \
         SIGINT stop the node cleanly; a second one ends it at once. Ends with 1 and the reason if the node \
         cannot start, or stops because its disk failed.\n\nExamples:\n  statehouse serve --data-dir \
-        /var/lib/statehouse --name a --bootstrap\n  statehouse serve --config /etc/statehouse.toml --http \
-        127.0.0.1:7072\n  statehouse serve --print-config > statehouse.toml"
+        /var/lib/statehouse --name a --bootstrap\n  statehouse serve --data-dir /var/lib/statehouse --name b \
+        --join 10.0.0.1:7070\n  statehouse serve --config /etc/statehouse.toml --http 127.0.0.1:7072\n  \
+        statehouse serve --print-config > statehouse.toml"
 )]
 pub struct Serve {
     /// Where the node keeps everything; made if it is not there
@@ -31,16 +32,22 @@ pub struct Serve {
     /// Where to listen for clients [default: 127.0.0.1:7070]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     client: Option<String>,
-    /// Where other nodes will find this one; a node that is alone opens no port for it [default:
-    /// 127.0.0.1:7071]
+    /// Where to listen for other nodes [default: 127.0.0.1:7071]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     peer: Option<String>,
     /// Where to serve /metrics, /healthz and /readyz [default: nowhere]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     http: Option<String>,
+    /// What others call this computer; needed if it listens on all its addresses, such as 0.0.0.0:7070
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
     /// Begin a new cluster if the data directory is empty
-    #[arg(long)]
+    #[arg(long, conflicts_with = "join")]
     bootstrap: bool,
+    /// Join the cluster of the node at this client address if the data directory is empty; several with
+    /// commas between them are asked in turn
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', value_parser = address)]
+    join: Vec<String>,
     /// A file of settings; flags go before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,7 +71,7 @@ impl Serve {
             Usage("no data directory: give --data-dir, or `data_dir` in the file of --config".into())
         })?;
         let listen = listen(&file);
-        let node = running::node_config(&file, data_dir)?;
+        let node = running::node_config(&file, data_dir, &listen)?;
         let service = running::start(node, &listen, file.limits).await?;
         announce(&service, global.json)?;
         service.until_end().await
@@ -80,6 +87,8 @@ impl Serve {
             data_dir: self.data_dir.clone().or(file.data_dir),
             name: self.name.clone().or(file.name),
             bootstrap: if self.bootstrap { Some(true) } else { file.bootstrap },
+            join: if self.join.is_empty() { file.join } else { self.join.clone() },
+            advertise: self.advertise.clone().or(file.advertise),
             client: self.client.clone().or(file.client),
             peer: self.peer.clone().or(file.peer),
             http: self.http.clone().or(file.http),
@@ -98,7 +107,8 @@ fn listen(file: &ConfigFile) -> Listen {
     let default = Listen::default();
     Listen {
         client: file.client.clone().unwrap_or(default.client),
-        peer: file.peer.clone().unwrap_or(default.peer),
+        peer: file.peer.clone().or(default.peer),
+        advertise: file.advertise.clone(),
         http: file.http.clone(),
     }
 }
@@ -106,21 +116,24 @@ fn listen(file: &ConfigFile) -> Listen {
 /// One line that says that the node serves, and where: people read it, and programs wait for it.
 fn announce(service: &Service, as_json: bool) -> anyhow::Result<()> {
     let status = service.node.status();
-    let addresses = service.addresses;
+    let addresses = &service.addresses;
     let http = addresses.http.map(|http| http.to_string());
     if as_json {
         output::json(&json!({
             "ready": {
                 "name": status.name,
                 "client": addresses.client.to_string(),
+                "peer": addresses.peer,
                 "http": http,
                 "data_dir": status.data_dir,
             }
         }))?;
     }
     let http = http.map(|http| format!(", http {http}")).unwrap_or_default();
+    let peer = addresses.peer.as_ref().map(|peer| format!(", peer {peer}")).unwrap_or_default();
     let (name, data) = (status.name, status.data_dir.display());
-    output::tell(format_args!("node {name} is ready: client {}{http}, data {data}", addresses.client));
+    let client = addresses.client;
+    output::tell(format_args!("node {name} is ready: client {client}{peer}{http}, data {data}"));
     Ok(())
 }
 
@@ -135,7 +148,9 @@ mod tests {
             client: None,
             peer: None,
             http: None,
+            advertise: None,
             bootstrap: false,
+            join: Vec::new(),
             config: None,
             print_config: false,
         }
@@ -156,7 +171,7 @@ mod tests {
         assert_eq!(merged.bootstrap, Some(true));
         let listen = listen(&merged);
         assert_eq!((listen.client.as_str(), listen.http.as_deref()), ("f:1", Some("g:3")));
-        assert_eq!(listen.peer, config::PEER_ADDRESS);
+        assert_eq!(listen.peer.as_deref(), Some(config::PEER_ADDRESS));
     }
 
     #[test]

@@ -45,6 +45,7 @@
 //! # }
 //! ```
 
+mod members;
 mod stream;
 mod upload;
 
@@ -179,10 +180,25 @@ impl Client {
         module: &str,
         configuration: impl Into<Bytes>,
     ) -> Result<MachineInfo, Error> {
+        self.create_replicated(name, module, configuration, 0).await
+    }
+
+    /// The same with a number of replicas, 1 to 7; 0: three. As long as there are fewer nodes, it has fewer.
+    ///
+    /// # Errors
+    /// As of [`create_machine`](Client::create_machine).
+    pub async fn create_replicated(
+        &self,
+        name: &str,
+        module: &str,
+        configuration: impl Into<Bytes>,
+        replicas: u32,
+    ) -> Result<MachineInfo, Error> {
         let message = v1::CreateMachineRequest {
             name: name.into(),
             module: module.into(),
             configuration: configuration.into(),
+            replicas,
         };
         let call = |channel, message| async move { MachinesClient::new(channel).create(message).await };
         self.call(Again::IfNotDone, message, call).await?.try_into()
@@ -327,7 +343,7 @@ impl Failures {
     /// The error itself, if it is final.
     fn add(&mut self, again: Again, error: Error) -> Result<(), Error> {
         let passing = match &error {
-            Error::Unavailable(_) => true,
+            Error::Unavailable(_) | Error::NotLeader { .. } => true,
             Error::Unknown(_) | Error::Fault(_) => again == Again::Always,
             _ => false,
         };

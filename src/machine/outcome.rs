@@ -41,6 +41,16 @@ pub enum HostCode {
     Invalid = 5,
 }
 
+impl HostCode {
+    /// The code of a number; none if this version does not know it.
+    pub fn read(number: u32) -> Option<HostCode> {
+        use HostCode::{Exhausted, Invalid, NotCreated, Trapped, UnknownLease};
+        [Trapped, Exhausted, NotCreated, UnknownLease, Invalid]
+            .into_iter()
+            .find(|&code| code as u32 == number)
+    }
+}
+
 /// What became of one operation of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -86,6 +86,12 @@ impl Resident {
         Resident { guest, instance: None, settled: BTreeMap::new() }
     }
 
+    /// A snapshot took the place of the machine's state: the instance is made anew from it when next needed.
+    pub fn forget(&mut self) {
+        self.instance = None;
+        self.settled.clear();
+    }
+
     /// Obeys a verdict on an input that waits for one: it is passed over, with `code` as its outcome.
     pub fn settle(&mut self, index: Index, offset: u32, code: HostCode) {
         self.settled.entry(index).or_default().insert(offset, code);

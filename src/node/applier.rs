@@ -6,26 +6,37 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::history::LogHistory;
 use super::lane::{Lane, Placed, Published};
 use super::order::{Order, Waiter};
 use super::request;
 use super::stage::Stage;
 use crate::error::{Error, Fault};
-use crate::id::{GroupId, Index};
+use crate::id::{GroupId, Index, Term};
 use crate::machine::apply::{self, Applied, Note};
 use crate::machine::batch::{Act, Batch, Head, Operation, Verdict};
 use crate::machine::frame::LogLevel;
 use crate::machine::guest::Guest;
-use crate::machine::outcome::HostCode;
+use crate::machine::outcome::{HostCode, Outcome};
 use crate::machine::overlay::Write;
 use crate::machine::resident::{Halt, Resident};
 use crate::machine::settled;
 use crate::machine::view::{Table, View};
+use crate::raft::SnapshotHead;
 use crate::storage::entry::{Entry, EntryKind};
 
-/// Called with what each batch wrote, before anybody is told of its outcomes.
-pub type OnWrites = Box<dyn Fn(&[Write]) -> Result<(), Fault> + Send>;
+/// What has changed in a machine's rows.
+pub enum Changed<'a> {
+    /// A batch wrote these.
+    Rows(&'a [Write]),
+    /// All may have: a snapshot took their place.
+    All,
+}
+
+/// Called with what has changed, before anybody is told of outcomes.
+pub type OnChange = Box<dyn Fn(Changed) -> Result<(), Fault> + Send>;
 
 /// How a machine's inputs are run.
 pub enum Behavior {
@@ -41,7 +52,7 @@ pub struct Applier {
     head: Head,
     view: Arc<dyn View>,
     behavior: Behavior,
-    on_writes: Option<OnWrites>,
+    on_change: Option<OnChange>,
     /// Entries that wait for a verdict on an input of the first of them.
     stalled: VecDeque<Placed>,
 }
@@ -65,9 +76,9 @@ impl Applier {
         head: Head,
         view: Arc<dyn View>,
         behavior: Behavior,
-        on_writes: Option<OnWrites>,
+        on_change: Option<OnChange>,
     ) -> Applier {
-        Applier { group, head, view, behavior, on_writes, stalled: VecDeque::new() }
+        Applier { group, head, view, behavior, on_change, stalled: VecDeque::new() }
     }
 
     /// Where the machine stands.
@@ -99,6 +110,49 @@ impl Applier {
         stage.state.write(self.group, rows, &self.head)
     }
 
+    /// Puts a staged snapshot in the place of the state. The log begins behind it already.
+    pub fn install(&mut self, lane: &Lane, snapshot: &SnapshotHead, stage: &Stage) {
+        let group = self.group;
+        if lane.halted().is_some() {
+            return;
+        }
+        match self.try_install(lane, snapshot, stage) {
+            Ok(()) => tracing::info!(%group, index = %snapshot.index, "a snapshot was installed"),
+            Err(why) => {
+                tracing::error!(%group, index = %snapshot.index, %why, "a snapshot was not installed: the \
+                    machine halts here");
+                lane.halt(&format!("the snapshot at index {} was not installed: {why}", snapshot.index));
+                if let Error::Fault(fault) = why {
+                    stage.fail(fault);
+                }
+            }
+        }
+        stage.incoming.lock().remove(&group);
+    }
+
+    fn try_install(&mut self, lane: &Lane, snapshot: &SnapshotHead, stage: &Stage) -> Result<(), Error> {
+        // What waited for a verdict is in the snapshot.
+        for placed in self.stalled.drain(..) {
+            refuse(placed.waiters, &Error::Unknown("a snapshot took the place of the command".into()));
+        }
+        stage.snapshots.put_in_force(self.group, snapshot.index)?;
+        let read = stage.snapshots.read(self.group, snapshot.index)?;
+        self.head = crate::storage::snapshot::install(&stage.state, read)?.head;
+        match &mut self.behavior {
+            // Its rows are all there is.
+            Behavior::Stored(_) => stage.snapshots.remove_all(self.group)?,
+            Behavior::Resident(resident) => {
+                resident.forget();
+                stage.snapshots.remove_before(self.group, snapshot.index)?;
+            }
+        }
+        if let Some(on_change) = &self.on_change {
+            on_change(Changed::All)?;
+        }
+        self.publish_at(lane, snapshot.term, stage);
+        Ok(())
+    }
+
     /// Applies the next entry, and those that waited for it.
     pub fn take(&mut self, lane: &Lane, placed: Placed, stage: &Stage) {
         if !self.stalled.is_empty() {
@@ -112,7 +166,7 @@ impl Applier {
             }
             match self.apply(lane, &placed.entry, stage) {
                 Ok(Some(applied)) => answer(placed.waiters, &applied),
-                Ok(None) => refuse(placed.waiters, &Error::Unavailable("the entry held no batch".into())),
+                Ok(None) => self.answer_empty(placed),
                 Err(Obstacle::NeedsVerdict(offset)) => {
                     self.ask_for_verdict(lane, placed.entry.index, offset, stage);
                     self.stalled.push_front(placed);
@@ -155,8 +209,8 @@ impl Applier {
         let rows = applied.writes.iter().map(|w| (w.table, &w.key, w.value.as_ref()));
         stage.state.write(self.group, rows, &applied.head)?;
         self.head = applied.head;
-        if let Some(on_writes) = &self.on_writes {
-            on_writes(&applied.writes)?;
+        if let Some(on_change) = &self.on_change {
+            on_change(Changed::Rows(&applied.writes))?;
         }
         self.tell(entry.index, &applied.notes);
         self.publish(lane, entry, stage);
@@ -182,10 +236,23 @@ impl Applier {
         }
     }
 
+    /// Who waits for a change of membership has what was asked for.
+    fn answer_empty(&self, placed: Placed) {
+        for waiter in placed.waiters.into_iter().flatten() {
+            let (index, revision) = (self.head.index, self.head.revision);
+            // Whoever asked may have gone away.
+            let _ = waiter.send(Ok(request::Applied { index, revision, outcome: Outcome::Ok(Bytes::new()) }));
+        }
+    }
+
     fn publish(&self, lane: &Lane, entry: &Entry, stage: &Stage) {
+        self.publish_at(lane, entry.term, stage);
+    }
+
+    fn publish_at(&self, lane: &Lane, term: Term, stage: &Stage) {
         let published = Published {
             head: self.head,
-            term: entry.term,
+            term,
             view: stage.state.snapshot_view(self.group),
             at_ms: stage.clock.now().monotonic_ms,
         };

@@ -1,8 +1,11 @@
 //! What a node is told when it is opened.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::request::Introducer;
 use crate::storage::state::StateSizes;
 use crate::wasm::compile::CompileLimits;
 use crate::wasm::limits::{QUERY_FUEL, QUERY_TIME};
@@ -33,6 +36,26 @@ impl Default for Limits {
     }
 }
 
+/// How a node reaches the others of its cluster, and is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Where it listens for other nodes: `host:port`; port 0 leaves the choice to the system.
+    pub listen: String,
+    /// Where the others find it, if that is another address. Needed where it listens on all of a computer's
+    /// addresses.
+    pub advertise: Option<String>,
+}
+
+/// A node of the cluster to join.
+#[derive(Clone)]
+pub struct Join(pub Arc<dyn Introducer>);
+
+impl fmt::Debug for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Join")
+    }
+}
+
 /// What a node is told when it is opened.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -42,6 +65,12 @@ pub struct NodeConfig {
     pub name: String,
     /// Begin a new cluster if the data directory is empty.
     pub bootstrap: bool,
+    /// Join a cluster if the data directory is empty.
+    pub join: Option<Join>,
+    /// How it reaches other nodes; none: it is alone for ever.
+    pub peer: Option<PeerConfig>,
+    /// Where clients reach it, for those who ask another node; empty if nowhere.
+    pub client_address: String,
     /// How modules are compiled.
     pub compile_in: CompileIn,
     /// Limits on what clients send.
@@ -55,6 +84,15 @@ pub struct NodeConfig {
     pub flush_interval_ms: u64,
     /// Have a resident machine saved after this many entries.
     pub resident_snapshot_entries: u64,
+    /// How long a request waits for a leader.
+    pub leader_wait_ms: u64,
+    /// Bytes of the requests that wait for one, together.
+    pub leader_wait_bytes_max: usize,
+    /// The time between two ticks of Raft. A leader speaks every second one; a follower stands for election
+    /// after ten to twenty without a word. The same on all nodes.
+    pub tick_ms: u64,
+    /// Log entries that are kept for replicas that lag; those further behind get a snapshot.
+    pub log_keep_entries: u64,
     /// How long a read waits for an index to be applied.
     pub read_wait_ms: u64,
     /// Fuel of one input of the machines that are created here: about one unit for each instruction of the
@@ -86,12 +124,19 @@ impl NodeConfig {
             data_dir: data_dir.into(),
             name: name.into(),
             bootstrap: false,
+            join: None,
+            peer: None,
+            client_address: String::new(),
             compile_in: CompileIn::ThisProcess,
             limits: Limits::default(),
             apply_workers: 4,
             flush_bytes: 32 << 20,
             flush_interval_ms: 60_000,
             resident_snapshot_entries: 10_000,
+            leader_wait_ms: 10_000,
+            leader_wait_bytes_max: 64 << 20,
+            tick_ms: 100,
+            log_keep_entries: 10_000,
             read_wait_ms: 10_000,
             input_fuel: GuestSettings::default().input_fuel,
             query_fuel: QUERY_FUEL,

@@ -15,7 +15,7 @@ use crate::error::Fault;
 use crate::id::Index;
 use crate::machine::batch::{Act, Expire, Operation};
 use crate::machine::lease;
-use crate::raft::Input;
+use crate::raft::{Input, Role};
 
 /// The log's files are laid out this long after the start, when the first rush is over.
 const LAY_OUT_AFTER_MS: u64 = 1_000;
@@ -70,7 +70,7 @@ impl Keeper {
     /// Whether they end is decided by the stamp of the batch, so asking too early or twice does no harm.
     fn end_due_leases(&self, machine: &Machine) -> Result<(), Fault> {
         let Ok(parts) = machine.serving() else { return Ok(()) };
-        if !parts.lane.reads_at_once() {
+        if parts.lane.role().is_none_or(|role| role.role != Role::Leader) {
             return Ok(());
         }
         let published = parts.lane.published();

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::id::{GroupId, Index, Term};
 use crate::machine::batch::Head;
 use crate::machine::view::View;
-use crate::raft::{Role, RoleChange};
+use crate::raft::{Role, RoleChange, SnapshotHead};
 use crate::storage::entry::Entry;
 use crate::time::Clock;
 
@@ -30,6 +30,8 @@ pub struct Placed {
 
 /// Committed entries to apply, in order.
 pub struct Job {
+    /// Install this staged snapshot first, in place of the state.
+    pub snapshot: Option<SnapshotHead>,
     /// The entries.
     pub entries: Vec<Placed>,
 }
@@ -97,8 +99,11 @@ impl Lane {
     pub(super) fn work(&self, stage: &Stage) -> bool {
         let mut applier = self.applier.lock();
         let jobs = std::mem::take(&mut *self.queue.lock());
-        for placed in jobs.into_iter().flat_map(|job| job.entries) {
-            applier.take(self, placed, stage);
+        for job in jobs {
+            if let Some(snapshot) = job.snapshot {
+                applier.install(self, &snapshot, stage);
+            }
+            job.entries.into_iter().for_each(|placed| applier.take(self, placed, stage));
         }
         // Whoever was answered goes first, should it have been woken on this core.
         std::thread::yield_now();

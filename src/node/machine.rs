@@ -8,7 +8,6 @@ use tokio::sync::Semaphore;
 
 use super::history::LogHistory;
 use super::lane::{Lane, Published};
-use super::open::SOLE_REPLICA;
 use super::request::{Answered, MachineInfo, ReplicaInfo, World};
 use super::stage::Stage;
 use crate::catalog::MachineRecord;
@@ -39,7 +38,18 @@ pub struct Machine {
     /// Its world.
     pub world: World,
     /// Its parts, or why there are none.
-    pub open: Result<Arc<Parts>, Error>,
+    pub open: Result<Arc<Parts>, Closed>,
+}
+
+/// Why a machine of the catalog is not open on this node.
+#[derive(Clone, Debug)]
+pub enum Closed {
+    /// Its replicas are on other nodes.
+    Elsewhere,
+    /// It will be: its module's bytes are on their way.
+    Waiting,
+    /// It cannot be.
+    Broken(Error),
 }
 
 /// What an open machine consists of.
@@ -55,7 +65,10 @@ pub struct Parts {
 impl Machine {
     /// Its parts, unless it cannot serve.
     pub fn serving(&self) -> Result<&Parts, Error> {
-        let parts = self.open.as_deref().map_err(Clone::clone)?;
+        let parts = match &self.open {
+            Ok(parts) => parts,
+            Err(closed) => return Err(self.closed(closed)),
+        };
         match parts.lane.halted() {
             None => Ok(parts),
             Some(why) => Err(Error::FailedPrecondition(format!(
@@ -65,12 +78,28 @@ impl Machine {
         }
     }
 
-    /// Its parts, for clients: from the moment its first input was applied.
-    pub fn created(&self) -> Result<&Parts, Error> {
+    /// Its place on this node, if it is open here.
+    pub fn lane(&self) -> Option<&Arc<Lane>> {
+        self.open.as_ref().ok().map(|parts| &parts.lane)
+    }
+
+    /// Whether clients may use it: from the moment its first input was applied.
+    pub fn check_ready(&self) -> Result<(), Error> {
         if self.record.ready {
-            return self.serving();
+            return Ok(());
         }
         Err(Error::Unavailable(format!("the machine {:?} is being created: try again", self.record.name)))
+    }
+
+    fn closed(&self, closed: &Closed) -> Error {
+        let name = &self.record.name;
+        match closed {
+            Closed::Elsewhere => Error::NotLeader { leader: None },
+            Closed::Waiting => Error::Unavailable(format!(
+                "the module of {name:?} is on its way to this node: try again, or ask another one"
+            )),
+            Closed::Broken(why) => why.clone(),
+        }
     }
 
     /// For people and programs that look after it.
@@ -83,26 +112,32 @@ impl Machine {
             created: LogTime(self.record.created_ms),
             input_fuel: self.record.input_fuel,
             engine: self.record.engine.clone(),
-            replica: Some(self.replica()),
+            replica: self.replica(),
+            replicas: self.record.replicas.iter().map(|replica| replica.node()).collect(),
+            replicas_wanted: self.record.replicas_wanted,
         }
     }
 
-    fn replica(&self) -> ReplicaInfo {
+    /// Where this node's replica stands, if it is to have one.
+    fn replica(&self) -> Option<ReplicaInfo> {
+        if matches!(self.open, Err(Closed::Elsewhere)) {
+            return None;
+        }
         let lane = self.open.as_ref().map(|parts| &parts.lane);
         let head = lane.as_ref().map_or(Head::default(), |lane| lane.published().head);
         let role = lane.as_ref().ok().and_then(|lane| lane.role());
         let halted = match &self.open {
             Ok(parts) => parts.lane.halted(),
-            Err(why) => Some(why.to_string()),
+            Err(closed) => Some(self.closed(closed).to_string()),
         };
-        ReplicaInfo {
+        Some(ReplicaInfo {
             term: role.map(|role| role.term).unwrap_or_default(),
             leader: role.and_then(|role| role.leader),
             applied: head.index,
             revision: head.revision,
             hash: head.hash,
             halted,
-        }
+        })
     }
 }
 
@@ -170,7 +205,8 @@ impl ResidentQueries {
         let history = LogHistory::of(stage, group);
         let mut writer = None;
         let saved = self.reader.lock().save(&history, published.head.index, |_, rows| {
-            let membership = Membership { voters: vec![SOLE_REPLICA.0], ..Membership::default() };
+            // Who is in the group is told when it is sent: that may have changed by then.
+            let membership = Membership::default();
             let (kind, head, term) = (Kind::Resident, published.head, published.term);
             let mut begun = stage.snapshots.create(&Header { group, kind, head, term, membership })?;
             for (table, key, value) in rows.rows() {

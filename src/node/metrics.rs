@@ -8,6 +8,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::cluster::Counts;
+
 /// A node's metrics. Each is cheap to bump from any thread.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -23,6 +25,8 @@ pub struct Metrics {
     pub apply_threads: Gauge,
     /// Flushes of the state.
     pub checkpoints: Counter,
+    /// What happened to requests whose leader is not here.
+    pub(super) routed: Counts,
     operations_applied: Counter,
     batch_operations: Histogram,
     batch_seconds: Histogram,
@@ -38,6 +42,7 @@ impl Default for Metrics {
             machines: Gauge::default(),
             apply_threads: Gauge::default(),
             checkpoints: Counter::default(),
+            routed: Counts::default(),
             operations_applied: Counter::default(),
             batch_operations: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             batch_seconds: Histogram::new(exponential_buckets(20e-6, 2.0, 16)),
@@ -56,6 +61,15 @@ impl Metrics {
         registry.register("machines", "Machines open on this node", self.machines.clone());
         registry.register("apply_threads", "Threads that apply batches", self.apply_threads.clone());
         registry.register("checkpoints", "Flushes of the state", self.checkpoints.clone());
+        let Counts { held, forwarded, expired, refused } = self.routed.clone();
+        registry.register("requests_held", "Requests that had to wait for a leader", held);
+        registry.register("requests_forwarded", "Requests passed on to another node", forwarded);
+        registry.register("requests_expired", "Requests that found no leader in time", expired);
+        registry.register(
+            "requests_refused",
+            "Requests refused because too many waited for a leader",
+            refused,
+        );
         registry.register("operations_applied", "Operations applied", self.operations_applied.clone());
         registry.register("batch_operations", "Operations of a batch", self.batch_operations.clone());
         let seconds = "Time to apply a batch, the state write and the new view included";

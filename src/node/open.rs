@@ -7,15 +7,19 @@ use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use super::Inner;
-use super::applier::{Applier, Behavior, OnWrites};
+use super::applier::{Applier, Behavior, Changed, OnChange};
+use super::cluster::join::Joined;
+use super::cluster::{Courier, Errand, Gate, WaitingRoom, of_catalog};
 use super::config::NodeConfig;
 use super::keeper::{self, KeeperSettings};
 use super::lane::{Lane, Published};
 use super::metrics::Metrics;
 use super::order::{Order, Orders};
+use super::recovery;
 use super::registry::Registry;
 use super::removal::Removal;
 use super::rounds::Rounds;
@@ -23,31 +27,28 @@ use super::saver;
 use super::shelf::Shelf;
 use super::stage::{Stage, record_failure};
 use super::workers::Workers;
-use crate::catalog::{Catalog, CatalogGuest};
+use crate::catalog::{Catalog, CatalogGuest, FOUNDER};
 use crate::error::{Error, Fault};
-use crate::id::{GroupId, Index, ReplicaId, Term};
+use crate::id::{GroupId, Index, NodeId, ReplicaId, Term};
 use crate::inbox;
 use crate::machine::batch::Head;
 use crate::raft::{GroupStart, Input, ShardConfig};
-use crate::storage::directory::{Directory, Identity};
+use crate::storage::directory::Directory;
 use crate::storage::entry::{GroupLog, Membership};
 use crate::storage::log::{LogDb, LogThread};
 use crate::storage::modules::Modules;
-use crate::storage::snapshot::{self, Snapshots};
+use crate::storage::snapshot::Snapshots;
 use crate::storage::state::StateDb;
 use crate::time::{self, Clock};
 use crate::wasm::Engine;
 
-/// The only replica of a group on a node that is alone.
-pub(super) const SOLE_REPLICA: ReplicaId = ReplicaId(1);
-
 /// What the databases held when the node started, of groups that are not open yet.
 #[derive(Default)]
 pub struct Found {
-    logs: BTreeMap<GroupId, GroupLog>,
-    heads: BTreeMap<GroupId, Head>,
+    pub(super) logs: BTreeMap<GroupId, GroupLog>,
+    pub(super) heads: BTreeMap<GroupId, Head>,
     /// Machines that are not whole: why, and what to do.
-    broken: BTreeMap<GroupId, String>,
+    pub(super) broken: BTreeMap<GroupId, String>,
 }
 
 impl Found {
@@ -100,50 +101,64 @@ fn join(name: &str, thread: JoinHandle<()>) {
     }
 }
 
-/// Opens the data directory and starts the threads. Blocks.
-pub fn open(config: NodeConfig) -> Result<Inner, Error> {
-    let directory = hold_directory(&config)?;
+/// What an open node consists of, and what its tasks are to run.
+pub struct Opened {
+    pub inner: Inner,
+    pub gate: Arc<Gate>,
+    pub errands: UnboundedReceiver<Errand>,
+}
+
+/// Opens what is in the data directory and starts the threads. Blocks.
+pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
+    let Joined { directory, gate, net } = joined;
     let (log_db, logs) = LogDb::open(&directory.log())?;
     let (state, opened) = StateDb::open(&directory.state(), config.state_sizes())?;
     let snapshots = Snapshots::open(&directory.snapshots())?;
     let modules = Modules::open(&directory.modules(), config.limits.module_bytes_max)?;
     let engine = Engine::new(config.engine_settings())?;
     let shelf = Shelf::new(modules, engine, config.compiler(), config.limits.module_bytes_max);
+    let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new() };
+    recovery::finish(&state, &snapshots, &opened.interrupted, &mut found)?;
 
     let clock = Clock::start();
     let orders = Orders::default();
     let (ready, ready_receiver) = inbox::new();
+    let (courier, errands) = Courier::new();
     let failure = watch::Sender::new(None);
     let log_reader = log_db.reader();
     let log = start_log(log_db, orders.clone(), failure.clone())?;
+    let metrics = Metrics::default();
+    let waiting_room = WaitingRoom::new(config.leader_wait_bytes_max, metrics.routed.clone());
     let stage = Arc::new(Stage {
         log: log.queue(),
         log_reader,
         state: Arc::new(state),
         snapshots,
         orders: orders.clone(),
+        net,
+        courier,
+        roles: watch::Sender::new(0),
+        waiting_room: Arc::new(waiting_room),
+        incoming: Mutex::default(),
         clock,
-        metrics: Metrics::default(),
+        metrics,
         unflushed_bytes: AtomicU64::new(0),
         ready,
         failure,
         interrupted: AtomicBool::new(false),
     });
     let registry = Arc::new(Registry::default());
-    let shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
-    let order = orders.start(shard, clock, stage.clone())?;
+    let order = orders.start(shard_config(&config, &directory), clock, stage.clone())?;
     let workers = Workers::start(config.apply_workers, ready_receiver, stage.clone())?;
     let keeper = keeper::start(keeper_settings(&config), stage.clone(), registry.clone())?;
     let saver = saver::start(config.resident_snapshot_entries, stage.clone(), registry.clone())?;
     let (removal, removing) = Removal::start(stage.clone())?;
     let threads = Threads { saver, keeper, orders, order, workers, removal: removing, log };
 
-    let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new() };
-    finish_replacements(&stage, &opened.interrupted, &mut found)?;
     let catalog = Arc::new(ArcSwap::from_pointee(Catalog::load(&*stage.state.view(GroupId::CATALOG))?));
     let catalog_changes = Arc::new(watch::Sender::new(0));
-    let catalog_lane = open_catalog(&stage, &mut found, catalog.clone(), catalog_changes.clone());
-    Ok(Inner {
+    let catalog_lane = open_catalog(&stage, &directory, &mut found, catalog.clone(), catalog_changes.clone());
+    let inner = Inner {
         config,
         directory,
         stage,
@@ -155,62 +170,20 @@ pub fn open(config: NodeConfig) -> Result<Inner, Error> {
         catalog_lane,
         found: Mutex::new(found),
         threads: Mutex::new(Some(threads)),
+        taking_up: Mutex::default(),
         ready: watch::Sender::new(false),
-        reconciling: Mutex::new(None),
+        tasks: Mutex::default(),
         stopping: watch::Sender::new(false),
         long_queries: tokio::sync::Semaphore::new(super::LONG_QUERIES_MAX),
-    })
+    };
+    Ok(Opened { inner, gate, errands })
 }
 
-/// Takes the data directory, and gives it an identity if this is the first start of a new cluster.
-fn hold_directory(config: &NodeConfig) -> Result<Directory, Error> {
-    let mut directory = Directory::open(&config.data_dir, &config.name)?;
-    if directory.identity().is_some() {
-        return Ok(directory);
-    }
-    if !config.bootstrap {
-        return Err(Error::FailedPrecondition(format!(
-            "the data directory {} is empty: start the node once with --bootstrap to begin a new cluster",
-            config.data_dir.display()
-        )));
-    }
-    let identity = Identity { node: time::seed(), name: config.name.clone(), cluster: time::seed() };
-    directory.establish(identity)?;
-    Ok(directory)
-}
-
-/// Installs again the snapshots whose installation was cut short. A machine whose snapshot does not serve is
-/// not whole, and is noted as broken; without the catalog there is no node.
-fn finish_replacements(
-    stage: &Stage,
-    interrupted: &BTreeMap<GroupId, Index>,
-    found: &mut Found,
-) -> Result<(), Error> {
-    for (&group, &index) in interrupted {
-        let installed =
-            stage.snapshots.read(group, index).and_then(|snapshot| snapshot::install(&stage.state, snapshot));
-        match installed {
-            Ok(header) => {
-                tracing::warn!(%group, %index, "a snapshot is installed again: that was cut short");
-                found.heads.insert(group, header.head);
-            }
-            Err(Error::Fault(fault)) => return Err(fault.into()),
-            Err(why) => {
-                let what = format!(
-                    "its rows were being replaced by the snapshot at index {index} when the node stopped, \
-                     and that cannot be done again: {why}"
-                );
-                if group == GroupId::CATALOG {
-                    return Err(Error::Damaged(format!(
-                        "the catalog is not whole: {what}. Restore this data directory from a backup, or \
-                         remove it and let the node catch up from its peers"
-                    )));
-                }
-                found.broken.insert(group, what);
-            }
-        }
-    }
-    Ok(())
+fn shard_config(config: &NodeConfig, directory: &Directory) -> ShardConfig {
+    let mut shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
+    shard.tick_ms = config.tick_ms;
+    shard.lag_entries_max = config.log_keep_entries;
+    shard
 }
 
 fn start_log(log: LogDb, orders: Orders, failure: watch::Sender<Option<Fault>>) -> Result<LogThread, Fault> {
@@ -230,32 +203,64 @@ fn keeper_settings(config: &NodeConfig) -> KeeperSettings {
 /// Opens group 0, whose applier keeps the node's copy of the catalog up to date.
 fn open_catalog(
     stage: &Arc<Stage>,
+    directory: &Directory,
     found: &mut Found,
     catalog: Arc<ArcSwap<Catalog>>,
     changes: Arc<watch::Sender<u64>>,
 ) -> Arc<Lane> {
-    let on_writes: OnWrites = Box::new(move |writes| {
-        let mut next = Catalog::clone(&catalog.load());
-        next.absorb(writes)?;
+    let (identity, contacts) = match directory.identity() {
+        Some(identity) => (ReplicaId(identity.replica), identity.contacts.as_slice()),
+        None => (FOUNDER, [].as_slice()),
+    };
+    let replica = ReplicaStart {
+        group: GroupId::CATALOG,
+        replica: identity,
+        founders: vec![FOUNDER.0],
+        nodes: of_catalog(&catalog.load(), contacts),
+    };
+    let view = stage.state.view(GroupId::CATALOG);
+    let on_change: OnChange = Box::new(move |changed| {
+        let next = match changed {
+            Changed::Rows(writes) => {
+                let mut next = Catalog::clone(&catalog.load());
+                next.absorb(writes)?;
+                next
+            }
+            Changed::All => Catalog::load(&*view)?,
+        };
         catalog.store(Arc::new(next));
         changes.send_modify(|count| *count += 1);
         Ok(())
     });
     let behavior = Behavior::Stored(Box::new(CatalogGuest));
-    open_lane(stage, found, GroupId::CATALOG, behavior, Some(on_writes))
+    open_lane(stage, found, replica, behavior, Some(on_change))
+}
+
+/// A replica that is to be opened.
+pub struct ReplicaStart {
+    /// Its group.
+    pub group: GroupId,
+    /// Its id.
+    pub replica: ReplicaId,
+    /// Whom the group began with.
+    pub founders: Vec<u64>,
+    /// Where the group's replicas are.
+    pub nodes: Vec<(ReplicaId, NodeId)>,
 }
 
 /// Makes a group's lane and has the shard take the group up.
 pub fn open_lane(
     stage: &Arc<Stage>,
     found: &mut Found,
-    group: GroupId,
+    start: ReplicaStart,
     behavior: Behavior,
-    on_writes: Option<OnWrites>,
+    on_change: Option<OnChange>,
 ) -> Arc<Lane> {
+    let ReplicaStart { group, replica, founders, nodes } = start;
     let (mut log, head) = found.take(group);
     if log.membership.1.voters.is_empty() {
-        log.membership = (Index(0), Membership { voters: vec![SOLE_REPLICA.0], ..Membership::default() });
+        // It joins with the membership that the group began with, and learns of the changes from the log.
+        log.membership = (Index(0), Membership { voters: founders, ..Membership::default() });
     }
     let published = Published {
         head,
@@ -263,17 +268,10 @@ pub fn open_lane(
         view: stage.state.snapshot_view(group),
         at_ms: stage.clock.now().monotonic_ms,
     };
-    let applier = Applier::new(group, head, stage.state.view(group), behavior, on_writes);
+    let applier = Applier::new(group, head, stage.state.view(group), behavior, on_change);
     let lane = Arc::new(Lane::new(group, applier, published));
     stage.orders.send(Order::Attach(lane.clone()));
-    let start = GroupStart {
-        group,
-        replica: SOLE_REPLICA,
-        log,
-        applied: head.index,
-        time_floor: head.time,
-        nodes: Vec::new(),
-    };
+    let start = GroupStart { group, replica, log, applied: head.index, time_floor: head.time, nodes };
     stage.orders.send(Order::Shard(Input::Open(Box::new(start))));
     lane
 }

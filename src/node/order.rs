@@ -19,18 +19,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::cluster::Errand;
 use super::lane::{Job, Lane, Placed};
 use super::request::Applied;
 use super::stage::Stage;
 use crate::error::{Error, Fault};
-use crate::id::{GroupId, Index, Term};
+use crate::id::{GroupId, Index, ReplicaId, Term};
 use crate::inbox::{self, Receiver, Sender};
 use crate::machine::batch::Operation;
 use crate::raft::{
-    ApplyJob, Input, LogLoad, Output, ProposalId, ProposeError, Proposed, ReadError, ReadId, ReadReady,
-    RoleChange, Shard, ShardConfig,
+    ApplyJob, GroupStatus, Input, LogLoad, MembershipStep, Output, ProposalId, ProposeError, Proposed,
+    ReadError, ReadId, ReadReady, RoleChange, Shard, ShardConfig, SnapshotHead,
 };
-use crate::storage::entry::{Entry, EntryKind};
+use crate::storage::entry::Entry;
 use crate::time::Clock;
 
 /// Whoever waits for a command's outcome.
@@ -54,8 +55,44 @@ pub enum Order {
     Read {
         /// The group.
         group: GroupId,
+        /// Whether the leader may trust clocks.
+        lease: bool,
         /// Told the index.
         waiter: oneshot::Sender<Result<Index, Error>>,
+    },
+    /// Change who is in a group.
+    Change {
+        /// The group.
+        group: GroupId,
+        /// What to change.
+        steps: Vec<MembershipStep>,
+        /// Told when the change is applied here, or why it is not made.
+        waiter: Waiter,
+    },
+    /// Have another replica lead a group.
+    Transfer {
+        /// The group.
+        group: GroupId,
+        /// The next leader.
+        to: ReplicaId,
+        /// Told when another replica leads, or why this one still does.
+        waiter: oneshot::Sender<Result<(), Error>>,
+    },
+    /// Where does a group stand here?
+    Status {
+        /// The group.
+        group: GroupId,
+        /// Told; nothing if the group is not open.
+        waiter: oneshot::Sender<Option<GroupStatus>>,
+    },
+    /// What goes with a snapshot of a group's state at this index?
+    SnapshotHead {
+        /// The group.
+        group: GroupId,
+        /// Where the state stands.
+        index: Index,
+        /// Told; nothing if the index is not applied here, or the log begins after it.
+        waiter: oneshot::Sender<Option<SnapshotHead>>,
     },
     /// From now on jobs of this group go to this lane; the group itself is opened by the input that follows.
     Attach(Arc<Lane>),
@@ -127,6 +164,8 @@ impl Orders {
             waiting: HashMap::new(),
             placed: HashMap::new(),
             reading: HashMap::new(),
+            transferring: HashMap::new(),
+            asking: Vec::new(),
             last_id: 0,
         });
         self.work();
@@ -168,6 +207,12 @@ impl Orders {
             desk.task(Task::Work);
         }
     }
+}
+
+/// What is asked about a group.
+enum Question {
+    Status(GroupId, oneshot::Sender<Option<GroupStatus>>),
+    SnapshotHead(GroupId, Index, oneshot::Sender<Option<SnapshotHead>>),
 }
 
 /// What the order thread does besides its ticks.
@@ -226,6 +271,10 @@ struct Desk {
     placed: HashMap<(GroupId, Index), (Term, Vec<ProposalId>)>,
     /// Reads without a read point.
     reading: HashMap<ReadId, oneshot::Sender<Result<Index, Error>>>,
+    /// Transfers of leadership that are under way.
+    transferring: HashMap<ProposalId, oneshot::Sender<Result<(), Error>>>,
+    /// Questions that are answered when what came before them was worked off.
+    asking: Vec<Question>,
     /// The last id given to a proposal or a read.
     last_id: u64,
 }
@@ -238,7 +287,9 @@ impl Desk {
             orders.drain(..).for_each(|order| self.take(order));
             self.orders = orders;
             self.shard.handle(self.clock.now(), self.inputs.drain(..), &mut self.out);
-            self.dispatch()
+            self.dispatch()?;
+            self.answer_questions();
+            Ok(())
         }));
         stepped.unwrap_or_else(|_| Err(Fault::new("the order of commands broke: a mistake of this program")))
     }
@@ -259,10 +310,24 @@ impl Desk {
                 let bytes = operation.size();
                 self.inputs.push(Input::Propose { group, id, operation, bytes });
             }
-            Order::Read { group, waiter } => {
+            Order::Read { group, lease, waiter } => {
                 self.last_id += 1;
                 self.reading.insert(ReadId(self.last_id), waiter);
-                self.inputs.push(Input::Read { group, id: ReadId(self.last_id), lease: false });
+                self.inputs.push(Input::Read { group, id: ReadId(self.last_id), lease });
+            }
+            Order::Change { group, steps, waiter } => {
+                self.last_id += 1;
+                self.waiting.insert(ProposalId(self.last_id), waiter);
+                self.inputs.push(Input::ChangeMembership { group, id: ProposalId(self.last_id), steps });
+            }
+            Order::Transfer { group, to, waiter } => {
+                self.last_id += 1;
+                self.transferring.insert(ProposalId(self.last_id), waiter);
+                self.inputs.push(Input::Transfer { group, id: ProposalId(self.last_id), to });
+            }
+            Order::Status { group, waiter } => self.asking.push(Question::Status(group, waiter)),
+            Order::SnapshotHead { group, index, waiter } => {
+                self.asking.push(Question::SnapshotHead(group, index, waiter));
             }
             Order::Attach(lane) => drop(self.lanes.insert(lane.group, lane)),
             Order::Detach(group) => drop(self.lanes.remove(&group)),
@@ -272,6 +337,10 @@ impl Desk {
 
     fn dispatch(&mut self) -> Result<(), Fault> {
         let mut out = std::mem::take(&mut self.out);
+        // A leader's words leave before it writes: the others write at the same time.
+        if !out.messages.is_empty() {
+            self.stage.send(std::mem::take(&mut out.messages));
+        }
         if !out.log.is_empty() {
             self.stage.log.write(std::mem::take(&mut out.log))?;
         }
@@ -288,19 +357,37 @@ impl Desk {
                 lane.halt(&format!("in quarantine: {why}"));
             }
         }
-        // One voter: nobody to send to, to bring up to date or to hand over to. The peer link of the cluster
-        // takes these from here.
-        out.messages.clear();
-        out.snapshots.clear();
-        out.unwanted.clear();
-        out.transferred.clear();
+        out.transferred.drain(..).for_each(|id| self.transferred(id, Ok(())));
+        out.snapshots.drain(..).for_each(|wanted| self.stage.courier.tell(Errand::Send(wanted)));
+        let unwanted = out.unwanted.drain(..).map(|(group, index)| Errand::DropStaged(group, index));
+        unwanted.for_each(|errand| self.stage.courier.tell(errand));
         self.out = out;
         Ok(())
+    }
+
+    fn transferred(&mut self, id: ProposalId, how: Result<(), Error>) {
+        if let Some(waiter) = self.transferring.remove(&id) {
+            // Whoever asked may have gone away.
+            let _ = waiter.send(how);
+        }
+    }
+
+    fn answer_questions(&mut self) {
+        // Whoever asked may have gone away.
+        for question in self.asking.drain(..) {
+            match question {
+                Question::Status(group, waiter) => drop(waiter.send(self.shard.group_status(group))),
+                Question::SnapshotHead(group, index, waiter) => {
+                    drop(waiter.send(self.shard.snapshot_head(group, index)));
+                }
+            }
+        }
     }
 
     fn role(&mut self, role: RoleChange) {
         if let Some(lane) = self.lanes.get(&role.group) {
             lane.set_role(role);
+            self.stage.roles_changed();
         }
     }
 
@@ -312,20 +399,16 @@ impl Desk {
         if let Some(waiter) = self.waiting.remove(&id) {
             // A client that went away needs no answer.
             let _ = waiter.send(Err(propose_error(why)));
+        } else {
+            self.transferred(id, Err(propose_error(why)));
         }
     }
 
     fn apply(&mut self, job: ApplyJob) {
         let group = job.group;
-        if job.snapshot.is_some() {
-            if let Some(lane) = self.lanes.get(&group) {
-                lane.halt("another replica sent its state, and a node without peers takes none");
-            }
-            return;
-        }
         let entries = job.entries.into_iter().map(|entry| self.with_waiters(group, entry)).collect();
         match self.lanes.get(&group) {
-            Some(lane) => self.stage.lend(lane, Job { entries }),
+            Some(lane) => self.stage.lend(lane, Job { snapshot: job.snapshot, entries }),
             None => tracing::debug!(%group, "entries of a group that was let go"),
         }
     }
@@ -333,7 +416,7 @@ impl Desk {
     fn with_waiters(&mut self, group: GroupId, entry: Entry) -> Placed {
         let placed = self.placed.remove(&(group, entry.index));
         let ids = match placed {
-            Some((term, ids)) if term == entry.term && entry.kind == EntryKind::Batch => ids,
+            Some((term, ids)) if term == entry.term => ids,
             // Another leader's entry: the shard has refused, or will refuse, ours.
             _ => Vec::new(),
         };
@@ -354,10 +437,10 @@ impl Desk {
 fn propose_error(why: &ProposeError) -> Error {
     let text = why.to_string();
     match why {
-        ProposeError::NotLeader { .. }
-        | ProposeError::Lost
-        | ProposeError::ChangePending
-        | ProposeError::TransferFailed(_) => Error::Unavailable(text),
+        ProposeError::NotLeader { leader } => Error::NotLeader { leader: *leader },
+        // Not done either: whoever leads now takes it.
+        ProposeError::Lost => Error::NotLeader { leader: None },
+        ProposeError::ChangePending | ProposeError::TransferFailed(_) => Error::Unavailable(text),
         ProposeError::InvalidChange(_) | ProposeError::InvalidTransfer(_) => Error::Invalid(text),
         ProposeError::UnknownGroup => Error::NotFound(text),
         ProposeError::Overloaded { .. } => Error::Overloaded(text),

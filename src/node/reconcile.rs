@@ -1,19 +1,20 @@
 //! Keeps the machines that are open on this node in step with the catalog: one task opens and closes them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::Inner;
 use super::applier::Behavior;
-use super::machine::{Machine, Parts, Queries, ResidentQueries};
-use super::open::open_lane;
+use super::lane::Lane;
+use super::machine::{Closed, Machine, Parts, Queries, ResidentQueries};
+use super::open::{ReplicaStart, open_lane};
 use super::order::Order;
 use super::request::World;
+use super::{Inner, Node, cluster};
 use crate::catalog::MachineRecord;
 use crate::error::{Error, Fault};
-use crate::id::{Digest, GroupId};
+use crate::id::{Digest, GroupId, Index, ReplicaId};
 use crate::machine::resident::Resident;
 use crate::raft::Input;
 
@@ -24,8 +25,17 @@ pub async fn run(inner: Arc<Inner>) {
     if let Err(fault) = forget_strangers(&inner) {
         return inner.stage.fail(fault);
     }
+    let mut fetching = HashMap::new();
+    let mut located = Arc::default();
     loop {
         changes.mark_unchanged();
+        let catalog = inner.catalog.load_full();
+        if catalog.removed.contains(&inner.id()) {
+            return inner.stage.fail(Fault::new(cluster::removed(inner.id())));
+        }
+        cluster::locate_all(&inner, &located, &catalog);
+        located = catalog;
+        cluster::fetch_missing(&inner, &mut fetching);
         let step = inner.clone();
         let stepped = tokio::task::spawn_blocking(move || reconcile(&step)).await;
         match stepped {
@@ -38,15 +48,18 @@ pub async fn run(inner: Arc<Inner>) {
         tokio::select! {
             // The sender lives as long as the node does.
             _ = changes.changed() => {}
-            _ = stopping.wait_for(|stopping| *stopping) => return,
+            _ = stopping.wait_for(|stopping| *stopping) => break,
         }
     }
+    fetching.into_values().for_each(|task| task.abort());
 }
 
 /// Drops what a stop or a crash left of machines that were deleted.
 fn forget_strangers(inner: &Inner) -> Result<(), Fault> {
     let catalog = inner.catalog.load();
-    let mut known: BTreeSet<GroupId> = catalog.machines.values().map(MachineRecord::group).collect();
+    let own = inner.id();
+    let here = catalog.machines.values().filter(|machine| machine.replica_on(own).is_some());
+    let mut known: BTreeSet<GroupId> = here.map(MachineRecord::group).collect();
     known.insert(GroupId::CATALOG);
     let saved = inner.stage.snapshots.list_all()?.into_iter().map(|(group, _)| group);
     let mut strangers = inner.found.lock().strangers(&known);
@@ -59,7 +72,7 @@ fn forget_strangers(inner: &Inner) -> Result<(), Fault> {
 }
 
 /// Opens what the catalog has and this node has not, and closes the reverse. Blocks.
-fn reconcile(inner: &Inner) -> Result<(), Fault> {
+fn reconcile(inner: &Arc<Inner>) -> Result<(), Fault> {
     let catalog = inner.catalog.load_full();
     for machine in inner.registry.all() {
         let record = catalog.machines.get(&machine.record.name);
@@ -68,10 +81,8 @@ fn reconcile(inner: &Inner) -> Result<(), Fault> {
         }
     }
     for record in catalog.machines.values() {
-        let known = inner.registry.get(&record.name);
-        match known {
-            Some(machine) if machine.record == *record => {}
-            Some(machine) => replace_record(inner, &machine, record),
+        match inner.registry.get(&record.name) {
+            Some(machine) => follow(inner, &machine, record)?,
             None => inner.registry.insert(Arc::new(open(inner, record)?)),
         }
     }
@@ -79,28 +90,62 @@ fn reconcile(inner: &Inner) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The record changed, the machine did not: it became ready.
-fn replace_record(inner: &Inner, machine: &Arc<Machine>, record: &MachineRecord) {
-    let machine = Machine {
-        record: record.clone(),
-        module: machine.module,
-        world: machine.world,
-        open: machine.open.clone(),
-    };
-    inner.registry.insert(Arc::new(machine));
+/// A machine that is known here: its record may have changed, and with it whether it has a replica here.
+fn follow(inner: &Arc<Inner>, machine: &Arc<Machine>, record: &MachineRecord) -> Result<(), Fault> {
+    let own = inner.id();
+    let (had, has) = (machine.record.replica_on(own), record.replica_on(own));
+    if had.is_some() && has.is_none() {
+        close(inner, machine);
+        inner.registry.insert(Arc::new(open(inner, record)?));
+    } else if has != had || matches!(machine.open, Err(Closed::Waiting)) {
+        inner.registry.insert(Arc::new(open(inner, record)?));
+    } else if machine.record != *record {
+        let (record, open) = (record.clone(), machine.open.clone());
+        let (module, world) = (machine.module, machine.world);
+        inner.registry.insert(Arc::new(Machine { record, module, world, open }));
+    }
+    Ok(())
 }
 
-fn open(inner: &Inner, record: &MachineRecord) -> Result<Machine, Fault> {
+fn open(inner: &Arc<Inner>, record: &MachineRecord) -> Result<Machine, Fault> {
     let module = record.module()?;
     let world = world_of(inner, module);
-    let open = open_parts(inner, record, module, world).map(Arc::new);
-    if let Err(why) = &open {
+    let open = match record.replica_on(inner.id()) {
+        None => Err(Closed::Elsewhere),
+        Some(_) if !inner.shelf.has(module) && inner.stage.net.is_some() => Err(Closed::Waiting),
+        Some(replica) => {
+            open_parts(inner, record, replica, module, world).map(Arc::new).map_err(Closed::Broken)
+        }
+    };
+    if let Err(Closed::Broken(why)) = &open {
         tracing::error!(machine = record.name, %why, "the machine cannot be opened on this node");
+    }
+    if let Ok(parts) = &open
+        && begins_here(inner, record, &parts.lane)
+    {
+        let (node, lane) = (Node { inner: inner.clone() }, parts.lane.clone());
+        let leading = node.clone();
+        node.spawn(async move { leading.lead_soon(lane).await });
     }
     Ok(Machine { record: record.clone(), module, world, open })
 }
 
-fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: World) -> Result<Parts, Error> {
+/// Whether a group was just made, and this node is the one of its founders that is to lead it first: they
+/// take turns, so that leaders spread.
+fn begins_here(inner: &Inner, record: &MachineRecord, lane: &Lane) -> bool {
+    let first = record.founders.get(record.group as usize % record.founders.len().max(1)).copied();
+    !record.ready
+        && lane.published().head.index == Index(0)
+        && record.replica_on(inner.id()).map(|replica| replica.0) == first
+}
+
+fn open_parts(
+    inner: &Inner,
+    record: &MachineRecord,
+    replica: ReplicaId,
+    module: Digest,
+    world: World,
+) -> Result<Parts, Error> {
     if let Some(why) = inner.found.lock().broken(record.group()) {
         return Err(Error::Damaged(format!(
             "the machine {:?} is not whole on this node: {why}. Restore this data directory from a backup, \
@@ -122,7 +167,13 @@ fn open_parts(inner: &Inner, record: &MachineRecord, module: Digest, world: Worl
         }
     };
     let mut found = inner.found.lock();
-    let lane = open_lane(&inner.stage, &mut found, record.group(), behavior, None);
+    let start = ReplicaStart {
+        group: record.group(),
+        replica,
+        founders: record.founders.clone(),
+        nodes: cluster::replicas(record).collect(),
+    };
+    let lane = open_lane(&inner.stage, &mut found, start, behavior, None);
     // A resident machine answers one query at a time: more would only hold threads.
     let at_a_time = if world == World::Resident { 1 } else { super::LONG_QUERIES_OF_ONE_MAX };
     Ok(Parts { lane, queries, long_queries: Arc::new(Semaphore::new(at_a_time)) })

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
-use crate::id::{Digest, GroupId, Index, LogTime, NodeId, Revision, StateHash, Term};
+use crate::error::Error;
+use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::outcome::{Outcome, Refusal};
 
 /// How fresh a query's view must be.
@@ -87,8 +89,12 @@ pub struct MachineInfo {
     pub input_fuel: u64,
     /// The fingerprint of the engine that it is bound to.
     pub engine: String,
-    /// Where this node's replica stands; `None` while it is being opened.
+    /// Where this node's replica stands; `None` if it has none.
     pub replica: Option<ReplicaInfo>,
+    /// The nodes that have a replica, or are to have one.
+    pub replicas: Vec<NodeId>,
+    /// How many it should have.
+    pub replicas_wanted: u32,
 }
 
 /// Where a replica stands.
@@ -106,6 +112,75 @@ pub struct ReplicaInfo {
     pub hash: StateHash,
     /// Why it does not serve, if it does not.
     pub halted: Option<String>,
+}
+
+/// What a cluster is told of a node that joins it, or has moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Introduction {
+    /// Its id.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub peer_address: String,
+    /// Where clients reach it.
+    pub client_address: String,
+    /// The version of `statehouse` that it runs.
+    pub version: String,
+}
+
+/// What a node is told that was let into a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    /// Its replica of the catalog's group.
+    pub replica: ReplicaId,
+    /// The other nodes.
+    pub contacts: Vec<Contact>,
+}
+
+/// Where a node is to be found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contact {
+    /// Its id.
+    pub node: NodeId,
+    /// Its replica of the catalog's group.
+    pub replica: ReplicaId,
+    /// Where other nodes reach it.
+    pub peer_address: String,
+}
+
+/// Whoever can let a node into a cluster: a client of one of its nodes, or such a node in the same process.
+pub trait Introducer: Send + Sync {
+    /// Which cluster it is.
+    fn cluster(&self) -> BoxFuture<'_, Result<u64, Error>>;
+
+    /// Has the cluster let a node in. The same again for one that is known.
+    fn introduce(&self, node: Introduction) -> BoxFuture<'_, Result<Invitation, Error>>;
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its id.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub peer_address: String,
+    /// Where clients reach it.
+    pub client_address: String,
+    /// The version of `statehouse` that it last started with.
+    pub version: String,
+    /// When it joined.
+    pub joined: LogTime,
+    /// Whether it votes in the catalog's group, once it has caught up.
+    pub voter: bool,
+    /// Whether it is being let go.
+    pub leaving: bool,
+    /// Whether it leads the catalog's group, as far as the answering node knows.
+    pub leader: bool,
+    /// Whether the answering node hears of it.
+    pub reachable: bool,
 }
 
 /// A node, for people and programs that look after it.

@@ -56,6 +56,23 @@ impl Shelf {
             || matches!(self.files.artefact(digest, self.fingerprint()), Ok(Artefact::Ready(_)))
     }
 
+    /// Whether the module's bytes are here.
+    pub fn has(&self, digest: Digest) -> bool {
+        self.files.contains(digest)
+    }
+
+    /// The module's bytes, as they were stored.
+    pub fn bytes(&self, digest: Digest) -> Result<Bytes, Error> {
+        self.files.load(digest).map(Bytes::from)
+    }
+
+    /// Makes the bytes of a module durable that another node has checked. Compiled when they are needed.
+    pub fn put(&self, digest: Digest, bytes: &[u8]) -> Result<(), Error> {
+        let mut upload = self.files.upload()?;
+        upload.write(bytes)?;
+        upload.finish(Some(digest)).map(drop)
+    }
+
     /// Takes in a module: its digest, its shape and its world are checked, it is made durable, and compiled.
     /// Blocks.
     pub fn take(&self, expected: Digest, bytes: Bytes) -> Result<Taken, Error> {

@@ -1,17 +1,21 @@
 //! What the threads of a node share: the databases, the queues, and whether the node has failed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::cluster::{Courier, WaitingRoom};
 use super::lane::{Job, Lane};
 use super::metrics::Metrics;
 use super::order::{Order, Orders};
 use crate::error::Fault;
 use crate::id::{GroupId, Index};
 use crate::inbox::Sender;
-use crate::raft::Input;
+use crate::net::Net;
+use crate::raft::{Input, PeerOut};
 use crate::storage::log::{LogQueue, LogReader};
 use crate::storage::snapshot::Snapshots;
 use crate::storage::state::StateDb;
@@ -29,6 +33,16 @@ pub struct Stage {
     pub snapshots: Snapshots,
     /// Takes orders for the shard.
     pub orders: Orders,
+    /// The link to other nodes; none on a node that is alone.
+    pub net: Option<Arc<Net>>,
+    /// Runs the errands of snapshots.
+    pub courier: Courier,
+    /// Counts changes of who leads what.
+    pub roles: watch::Sender<u64>,
+    /// Requests that wait for a leader.
+    pub waiting_room: Arc<WaitingRoom>,
+    /// Groups that take in a snapshot, or have one staged.
+    pub incoming: Mutex<HashSet<GroupId>>,
     /// The node's clock.
     pub clock: Clock,
     /// What is counted and timed.
@@ -44,6 +58,19 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Who leads something has changed.
+    pub fn roles_changed(&self) {
+        self.roles.send_modify(|changes| *changes += 1);
+        self.waiting_room.call();
+    }
+
+    /// Sends words to other nodes.
+    pub fn send(&self, messages: Vec<PeerOut>) {
+        if let Some(net) = &self.net {
+            net.send(messages);
+        }
+    }
+
     /// Gives a lane a job, and the lane to a worker if none has it.
     pub fn lend(&self, lane: &Arc<Lane>, job: Job) {
         if lane.push(job) {

@@ -220,6 +220,8 @@ impl From<MachineInfo> for v1::Machine {
             engine: machine.engine,
             group: machine.group.0,
             replica: machine.replica.map(Into::into),
+            replicas: machine.replicas.into_iter().map(|node| node.0).collect(),
+            replicas_wanted: machine.replicas_wanted,
         }
     }
 }
@@ -237,6 +239,8 @@ impl TryFrom<v1::Machine> for MachineInfo {
             input_fuel: message.input_fuel,
             engine: message.engine,
             replica: message.replica.map(TryInto::try_into).transpose()?,
+            replicas: message.replicas.into_iter().map(NodeId).collect(),
+            replicas_wanted: message.replicas_wanted,
         })
     }
 }
@@ -378,6 +382,8 @@ mod tests {
                 hash: StateHash([7; 32]),
                 halted: Some("a flipped byte".into()),
             }),
+            replicas: vec![NodeId(8), NodeId(u64::MAX)],
+            replicas_wanted: 3,
         };
         assert_eq!(MachineInfo::try_from(v1::Machine::from(machine.clone())).unwrap(), machine);
     }

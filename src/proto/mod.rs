@@ -4,6 +4,7 @@
 //! services, `client` calls them.
 
 pub mod convert;
+mod members;
 pub mod status;
 
 /// The package `statehouse.v1`, as generated.

@@ -270,4 +270,6 @@ pub struct GroupStatus {
     pub cache_bytes: usize,
     /// Whether ticks visit the group.
     pub awake: bool,
+    /// Of a leader: up to where it knows the others to have its log, synced. Empty on those who do not lead.
+    pub matched: Vec<(ReplicaId, Index)>,
 }

@@ -39,6 +39,21 @@ pub struct Identity {
     pub name: String,
     /// The cluster the node belongs to, drawn at random by the node that began it.
     pub cluster: u64,
+    /// The node's replica of the catalog's group; 0 until the cluster has let the node in.
+    pub replica: u64,
+    /// The nodes of the cluster when it did: as long as the catalog is not here, it comes from them.
+    pub contacts: Vec<Contact>,
+}
+
+/// Another node, as a node is told of it that joins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// Its id.
+    pub node: u64,
+    /// Its replica of the catalog's group.
+    pub replica: u64,
+    /// Where other nodes reach it.
+    pub peer_address: String,
 }
 
 /// A data directory that this process holds.
@@ -203,6 +218,26 @@ impl Directory {
         self.make_places()
     }
 
+    /// Notes, durably, what the cluster said when it let the node in.
+    ///
+    /// # Errors
+    /// `OtherNode` if it is of another node than the one that has the directory.
+    pub fn complete(&mut self, identity: Identity) -> Result<(), DirectoryError> {
+        match &self.identity {
+            Some(found) if (found.node, found.cluster) == (identity.node, identity.cluster) => {}
+            found => {
+                return Err(DirectoryError::OtherNode {
+                    path: self.root.display().to_string(),
+                    found: found.as_ref().map(|found| found.name.clone()).unwrap_or_default(),
+                    expected: identity.name,
+                });
+            }
+        }
+        write_identity(&self.root, &identity).map_err(io_error(&self.root, "writing its identity"))?;
+        self.identity = Some(identity);
+        Ok(())
+    }
+
     /// The directory itself.
     pub fn root(&self) -> &Path {
         &self.root
@@ -316,7 +351,7 @@ mod tests {
     use crate::storage::damage::{cuts, flips};
 
     fn identity() -> Identity {
-        Identity { node: u64::MAX - 1, name: "n1".to_owned(), cluster: 42 }
+        Identity { node: u64::MAX - 1, name: "n1".to_owned(), cluster: 42, replica: 1, contacts: Vec::new() }
     }
 
     fn established() -> tempfile::TempDir {

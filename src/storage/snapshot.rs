@@ -14,9 +14,10 @@
 //! 3. guest: the guest's own bytes, cut and compressed likewise
 //! 4. end: one block, the blake3 of all before it
 //!
-//! Nothing follows.
+//! Nothing follows. On the way between nodes a file has another ending; see `staged`.
 
 mod read;
+mod staged;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 pub use self::read::{GuestSource, SnapshotReader};
+pub use self::staged::Staging;
 pub use self::write::{GuestSink, SnapshotWriter};
 use super::entry::Membership;
 use super::file::{make_directory, remove_leftovers, sync_directory};
@@ -33,6 +35,8 @@ use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, Term};
 use crate::machine::batch::Head;
 
+/// How the files of snapshots end that a machine can be restored from.
+const IN_FORCE: &str = "snap";
 const MAGIC: [u8; 8] = *b"shsnap\x00\x01";
 /// The form of the rest. Raised when an older version could not read it.
 const FORMAT: u32 = 1;
@@ -144,7 +148,9 @@ impl Snapshots {
     pub fn open(directory: &Path) -> Result<Snapshots, Fault> {
         let prepared = make_directory(directory).and_then(|()| remove_leftovers(directory));
         prepared.map_err(|e| Fault::new(format!("preparing {} failed: {e}", directory.display())))?;
-        Ok(Snapshots { directory: directory.to_owned() })
+        let snapshots = Snapshots { directory: directory.to_owned() };
+        snapshots.drop_all_outgoing()?;
+        Ok(snapshots)
     }
 
     /// Begins a snapshot. One at a time for a group.
@@ -179,11 +185,17 @@ impl Snapshots {
 
     /// Groups and indexes of all snapshots, in order.
     pub fn list_all(&self) -> Result<Vec<(GroupId, Index)>, Fault> {
+        self.files(IN_FORCE)
+    }
+
+    /// Groups and indexes of the files that end like this, in order.
+    fn files(&self, ending: &str) -> Result<Vec<(GroupId, Index)>, Fault> {
         let failed = |e| Fault::new(format!("listing {} failed: {e}", self.directory.display()));
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let parts = name.to_str().and_then(|name| name.strip_suffix(".snap")?.split_once('-'));
+            let parts =
+                name.to_str().and_then(|name| name.strip_suffix(ending)?.strip_suffix('.')?.split_once('-'));
             if let Some((group, index)) = parts
                 && let (Ok(group), Ok(index)) = (group.parse(), index.parse())
             {
@@ -227,7 +239,11 @@ impl Snapshots {
     }
 
     fn path(&self, group: GroupId, index: Index) -> PathBuf {
-        self.directory.join(format!("{group}-{index}.snap"))
+        self.path_of(group, index, IN_FORCE)
+    }
+
+    fn path_of(&self, group: GroupId, index: Index, ending: &str) -> PathBuf {
+        self.directory.join(format!("{group}-{index}.{ending}"))
     }
 }
 

@@ -61,7 +61,17 @@ fn prepare(data: &Path) {
 }
 
 fn serve_arguments(command: &mut Command, data: &Path) {
-    command.args(["serve", "--json", "--bootstrap", "--client", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    command.args([
+        "serve",
+        "--json",
+        "--bootstrap",
+        "--client",
+        "127.0.0.1:0",
+        "--peer",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+    ]);
     command.arg("--data-dir").arg(data);
 }
 

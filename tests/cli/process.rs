@@ -109,7 +109,17 @@ impl Node {
     /// Starts `serve` in `data_dir`, with more `arguments`, and waits until it says that it is ready.
     pub fn serve(data_dir: &Path, arguments: &[&str]) -> Node {
         let mut command = program();
-        command.args(["serve", "--json", "--bootstrap", "--client", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        command.args([
+            "serve",
+            "--json",
+            "--bootstrap",
+            "--client",
+            "127.0.0.1:0",
+            "--peer",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+        ]);
         command.arg("--data-dir").arg(data_dir).args(arguments);
         Node::start(&mut command)
     }

@@ -159,7 +159,10 @@ fn all_mistakes_of_a_configuration_are_told_at_once() {
 
 fn serve(data_dir: &Path, arguments: &[&str]) -> super::process::Done {
     let mut command = program();
-    command.args(["serve", "--client", "127.0.0.1:0", "--data-dir"]).arg(data_dir).args(arguments);
+    command
+        .args(["serve", "--client", "127.0.0.1:0", "--peer", "127.0.0.1:0", "--data-dir"])
+        .arg(data_dir)
+        .args(arguments);
     run_with(&mut command, b"")
 }
 

@@ -36,7 +36,22 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("proto", &["id", "error", "machine", "node::request"]),
     ("client", &["id", "error", "time", "machine", "node::request", "proto"]),
     ("api", &["id", "error", "time", "config", "machine", "watch", "catalog", "node", "proto"]),
-    ("cli", &["id", "error", "time", "config", "machine", "wasm::compile", "node", "api", "client", "proto"]),
+    (
+        "cli",
+        &[
+            "id",
+            "error",
+            "time",
+            "config",
+            "machine",
+            "wasm::compile",
+            "catalog",
+            "node",
+            "api",
+            "client",
+            "proto",
+        ],
+    ),
     ("main", &["cli"]),
     // The map of the crate: it names every module.
     ("lib", &["*"]),

@@ -94,6 +94,14 @@ impl Group {
             held_bytes: self.held_bytes(),
             cache_bytes: log.store.bytes(),
             awake: self.awake,
+            matched: if self.leads() { self.matched() } else { Vec::new() },
         }
+    }
+
+    fn matched(&self) -> Vec<(ReplicaId, Index)> {
+        let others = self.node.raft.prs().iter().filter(|(id, _)| **id != self.replica.0);
+        let mut matched: Vec<_> = others.map(|(id, p)| (ReplicaId(*id), Index(p.matched))).collect();
+        matched.sort_unstable();
+        matched
     }
 }

@@ -1,0 +1,19 @@
+//! Where the catalog's rows are: one prefix for each kind. Part of the stored format.
+
+/// The digest follows.
+pub(super) const MODULES: u8 = b'm';
+/// The name follows.
+pub(super) const MACHINES: u8 = b'n';
+/// The node's id follows, big-endian.
+pub(super) const NODES: u8 = b'o';
+/// The id of a node that is not let in any more follows, big-endian; the value is its name.
+pub(super) const REMOVED_NODES: u8 = b'x';
+/// The last group id given out.
+pub(super) const LAST_GROUP: &[u8] = b"g";
+/// The last replica id given out.
+pub(super) const LAST_REPLICA: &[u8] = b"r";
+
+/// The key of a row.
+pub(super) fn key(prefix: u8, name: &[u8]) -> Vec<u8> {
+    [&[prefix], name].concat()
+}

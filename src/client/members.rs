@@ -1,0 +1,69 @@
+//! The nodes of the cluster: seen, joined, changed.
+
+use futures_util::future::BoxFuture;
+
+use super::{Again, Client};
+use crate::error::Error;
+use crate::node::request::{Introducer, Introduction, Invitation, MemberInfo};
+use crate::proto::v1;
+use crate::proto::v1::members_client::MembersClient;
+
+impl Client {
+    /// The cluster's id, and its nodes by name.
+    ///
+    /// # Errors
+    /// What a network can do.
+    pub async fn members(&self) -> Result<(u64, Vec<MemberInfo>), Error> {
+        let call = |channel, message| async move { MembersClient::new(channel).list(message).await };
+        let listed = self.call(Again::Always, v1::ListMembersRequest {}, call).await?;
+        Ok((listed.cluster, listed.members.into_iter().map(Into::into).collect()))
+    }
+
+    /// Has the node of this name, or id, leave.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` for the last node.
+    pub async fn remove_member(&self, name: &str) -> Result<(), Error> {
+        let call = |channel, message| async move { MembersClient::new(channel).remove(message).await };
+        let message = v1::RemoveMemberRequest { name: name.into() };
+        // A node that leaves already leaves: again does no harm.
+        self.call(Again::Always, message, call).await.map(drop)
+    }
+
+    /// Has the node of this name, or id, vote on the catalog.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` if as many vote as may.
+    pub async fn promote_member(&self, name: &str) -> Result<(), Error> {
+        let call = |channel, message| async move { MembersClient::new(channel).promote(message).await };
+        let message = v1::PromoteMemberRequest { name: name.into() };
+        self.call(Again::Always, message, call).await.map(drop)
+    }
+
+    /// Has a node lead a machine's group, or the catalog's.
+    ///
+    /// # Errors
+    /// `NotFound` for the machine or the node; `Invalid` if the node cannot lead it.
+    pub async fn transfer_leader(&self, machine: Option<&str>, to: &str) -> Result<(), Error> {
+        let call =
+            |channel, message| async move { MembersClient::new(channel).transfer_leader(message).await };
+        let machine = machine.unwrap_or_default().to_owned();
+        let message = v1::TransferLeaderRequest { machine, to: to.into() };
+        self.call(Again::Always, message, call).await.map(drop)
+    }
+}
+
+/// A client of a node of a cluster can introduce another node to it.
+impl Introducer for Client {
+    fn cluster(&self) -> BoxFuture<'_, Result<u64, Error>> {
+        Box::pin(async { Ok(self.members().await?.0) })
+    }
+
+    fn introduce(&self, node: Introduction) -> BoxFuture<'_, Result<Invitation, Error>> {
+        let call = |channel, message| async move { MembersClient::new(channel).join(message).await };
+        Box::pin(async move {
+            let message = v1::JoinRequest::from(node);
+            Ok(self.call(Again::Always, message, call).await?.into())
+        })
+    }
+}

@@ -1,0 +1,298 @@
+//! Snapshots for replicas that are behind the log: made where the group is led, offered, and fetched by the
+//! one that needs it over a connection of its own, which goes on where it broke.
+//!
+//! Promises: whoever was to get one is reported as done or failed, always; a snapshot that arrived is whole,
+//! checked and durable before anybody is told; one at a time for each group, on either side. Must never hold
+//! up commands: nothing here runs on their threads.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+
+use super::words::{Question, SnapshotOffer};
+use crate::error::{Error, Fault};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
+use crate::machine::batch::Head;
+use crate::machine::view::Table;
+use crate::net::{BulkName, FetchError, Net};
+use crate::node::lane::Lane;
+use crate::node::machine::Queries;
+use crate::node::order::Order;
+use crate::node::{Inner, Node};
+use crate::raft::{Input, SnapshotHead, SnapshotWanted};
+use crate::storage::snapshot::{Header, Kind, Staging, write_rows};
+
+/// How long the other node may take to fetch a snapshot and to make it durable.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(3_600);
+
+/// How long a fetch that broke is left alone before it goes on.
+const RESUME_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often in a row a fetch may break without a byte having come.
+const RESUMES_MAX: u32 = 25;
+
+/// How often the shard is asked about a state that it does not know to be applied yet.
+const HEAD_TRIES: u32 = 100;
+
+/// What the shard wants done with snapshots.
+#[derive(Debug)]
+pub enum Errand {
+    /// Send one.
+    Send(SnapshotWanted),
+    /// Drop one that was received: nobody has a use for it.
+    DropStaged(GroupId, Index),
+}
+
+/// Where the shard leaves its errands. Never waits.
+pub struct Courier {
+    errands: mpsc::UnboundedSender<Errand>,
+}
+
+impl Courier {
+    /// A courier, and what it is told, for [`run`].
+    pub fn new() -> (Courier, mpsc::UnboundedReceiver<Errand>) {
+        let (errands, receiver) = mpsc::unbounded_channel();
+        (Courier { errands }, receiver)
+    }
+
+    /// Leaves an errand.
+    pub fn tell(&self, errand: Errand) {
+        // Nobody runs errands when the node stops.
+        let _ = self.errands.send(errand);
+    }
+}
+
+/// Runs errands until the node stops.
+pub async fn run(inner: Arc<Inner>, mut errands: mpsc::UnboundedReceiver<Errand>) {
+    let node = Node { inner };
+    let mut stopping = node.inner.stopping.subscribe();
+    let under_way = Arc::new(UnderWay::default());
+    loop {
+        let errand = tokio::select! {
+            errand = errands.recv() => errand,
+            _ = stopping.wait_for(|stopping| *stopping) => None,
+        };
+        match errand {
+            None => return,
+            Some(Errand::Send(wanted)) => {
+                if under_way.begin(&wanted) {
+                    node.spawn(node.clone().send_snapshot(wanted, under_way.clone()));
+                }
+            }
+            Some(Errand::DropStaged(group, index)) => {
+                let inner = node.inner.clone();
+                let dropped = tokio::task::spawn_blocking(move || {
+                    inner.stage.incoming.lock().remove(&group);
+                    inner.stage.snapshots.drop_staged(group, index)
+                });
+                if let Ok(Err(fault)) = dropped.await {
+                    node.inner.stage.fail(fault);
+                }
+            }
+        }
+    }
+}
+
+/// The transfers that this node sends.
+#[derive(Default)]
+struct UnderWay {
+    to: Mutex<HashSet<(GroupId, ReplicaId)>>,
+    /// One file for each group at a time.
+    of_group: Mutex<HashMap<GroupId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl UnderWay {
+    /// False: one is on its way to that replica already.
+    fn begin(&self, wanted: &SnapshotWanted) -> bool {
+        self.to.lock().insert((wanted.group, wanted.to))
+    }
+
+    fn end(&self, wanted: &SnapshotWanted) {
+        self.to.lock().remove(&(wanted.group, wanted.to));
+    }
+
+    fn turn(&self, group: GroupId) -> Arc<tokio::sync::Mutex<()>> {
+        self.of_group.lock().entry(group).or_default().clone()
+    }
+}
+
+/// Sending.
+impl Node {
+    async fn send_snapshot(self, wanted: SnapshotWanted, under_way: Arc<UnderWay>) {
+        let SnapshotWanted { group, to, node, .. } = wanted;
+        let turn = under_way.turn(group);
+        let _of_group = turn.lock().await;
+        let sent = self.make_and_offer(&wanted).await;
+        let arrived = match sent {
+            Ok(index) => {
+                tracing::info!(%group, %node, %index, "a snapshot has arrived");
+                true
+            }
+            Err(why) => {
+                tracing::warn!(%group, %node, %why, "a snapshot did not arrive: it is tried again when asked \
+                    for");
+                false
+            }
+        };
+        under_way.end(&wanted);
+        self.inner.stage.orders.send(Order::Shard(Input::SnapshotSent { group, to, arrived }));
+    }
+
+    async fn make_and_offer(&self, wanted: &SnapshotWanted) -> Result<Index, Error> {
+        let SnapshotWanted { group, node, term, least, .. } = *wanted;
+        let (head, shard_head) = self.make_snapshot(group, least).await?;
+        tracing::info!(%group, %node, index = %head.index, "a replica is behind the log: it gets a snapshot");
+        let from = self.group_status(group).await.map(|status| status.replica);
+        let from = from.ok_or_else(|| Error::Unavailable("the group was closed".into()))?;
+        let offer = SnapshotOffer::new(group, from, term, &shard_head, head.time);
+        let told = self.ask(node, Question::TakeSnapshot(offer), TRANSFER_PATIENCE).await;
+        let inner = self.inner.clone();
+        let dropped =
+            tokio::task::spawn_blocking(move || inner.stage.snapshots.drop_outgoing(group, head.index));
+        dropped.await.map_err(|e| Fault::new(format!("dropping a snapshot panicked: {e}")))??;
+        told.map(|_| head.index)
+    }
+
+    /// Makes a file of a group's state as it is now, at `least` or later.
+    async fn make_snapshot(&self, group: GroupId, least: Index) -> Result<(Head, SnapshotHead), Error> {
+        let (lane, resident) = match group {
+            GroupId::CATALOG => (self.inner.catalog_lane.clone(), false),
+            group => {
+                let machine = self.inner.registry.by_group(group);
+                let machine = machine.ok_or_else(|| Error::NotFound("the machine was deleted".into()))?;
+                let parts = machine.serving()?;
+                (parts.lane.clone(), matches!(parts.queries, Queries::Resident(_)))
+            }
+        };
+        lane.wait_applied(least).await?;
+        let node = self.clone();
+        let make = move || match resident {
+            true => node.write_resident(&lane),
+            false => node.write_stored(&lane),
+        };
+        let made = tokio::task::spawn_blocking(make).await;
+        made.map_err(|e| Fault::new(format!("making a snapshot panicked: {e}")))?
+    }
+
+    fn write_stored(&self, lane: &Lane) -> Result<(Head, SnapshotHead), Error> {
+        let stage = &self.inner.stage;
+        let state = stage.state.snapshot();
+        let row = state.view(lane.group).get(Table::Head, Head::KEY)?;
+        let row = row.ok_or_else(|| Error::Unavailable("the machine has no state yet".into()))?;
+        let head = Head::decode(&row)?;
+        let shard_head = self.shard_head(lane.group, head.index)?;
+        let header = Header {
+            group: lane.group,
+            kind: Kind::Stored,
+            head,
+            term: shard_head.term,
+            membership: shard_head.membership.1.clone(),
+        };
+        let mut writer = stage.snapshots.create_outgoing(&header)?;
+        write_rows(&mut writer, &state, lane.group)?;
+        writer.finish()?;
+        Ok((head, shard_head))
+    }
+
+    /// A resident machine's last snapshot is where its log begins: whoever is behind that is served by it.
+    fn write_resident(&self, lane: &Lane) -> Result<(Head, SnapshotHead), Error> {
+        let stage = &self.inner.stage;
+        let none = || Error::Unavailable("the machine has not been saved yet".into());
+        let index = stage.snapshots.latest(lane.group)?.ok_or_else(none)?;
+        let shard_head = self.shard_head(lane.group, index)?;
+        let head = stage.snapshots.read(lane.group, index)?.header().head;
+        stage.snapshots.copy_outgoing(lane.group, index)?;
+        Ok((head, shard_head))
+    }
+
+    /// What goes with the state at an index. The shard hears a moment later than the state is written.
+    fn shard_head(&self, group: GroupId, index: Index) -> Result<SnapshotHead, Error> {
+        for _ in 0..HEAD_TRIES {
+            let (waiter, told) = oneshot::channel();
+            self.inner.stage.orders.send(Order::SnapshotHead { group, index, waiter });
+            match told.blocking_recv() {
+                Ok(Some(head)) => return Ok(head),
+                Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+                Err(_) => break,
+            }
+        }
+        Err(Error::Unavailable(format!("the log of group {group} says nothing of index {index}")))
+    }
+}
+
+/// Receiving.
+impl Node {
+    /// Fetches a snapshot that another node offers, and tells the shard.
+    pub(in crate::node) async fn take_snapshot(
+        &self,
+        from: NodeId,
+        offer: SnapshotOffer,
+    ) -> Result<(), Error> {
+        let group = GroupId(offer.group);
+        if !self.inner.stage.incoming.lock().insert(group) {
+            return Err(Error::Unavailable(format!("group {group} takes in another snapshot here")));
+        }
+        let taken = self.fetch_snapshot(from, &offer).await;
+        if let Err(why) = taken {
+            self.inner.stage.incoming.lock().remove(&group);
+            return Err(why);
+        }
+        self.inner.stage.orders.send(Order::Shard(Input::SnapshotReceived {
+            group,
+            from: ReplicaId(offer.from),
+            term: Term(offer.term),
+            head: offer.head(),
+            time_floor: LogTime(offer.time_ms),
+        }));
+        Ok(())
+    }
+
+    async fn fetch_snapshot(&self, from: NodeId, offer: &SnapshotOffer) -> Result<(), Error> {
+        let (group, index) = (GroupId(offer.group), Index(offer.index));
+        let alone = || Error::FailedPrecondition("this node has no peers".into());
+        let net = self.inner.stage.net.clone().ok_or_else(alone)?;
+        let inner = self.inner.clone();
+        let begun = tokio::task::spawn_blocking(move || inner.stage.snapshots.begin_staging(group, index));
+        let mut staging = begun.await.map_err(|e| Fault::new(format!("staging panicked: {e}")))??;
+        let mut vain = 0;
+        loop {
+            let before = staging.bytes();
+            match fetch_rest(&net, from, &mut staging).await {
+                Ok(()) => break,
+                Err(Broken::Here(fault)) => {
+                    self.inner.stage.fail(fault.clone());
+                    return Err(fault.into());
+                }
+                Err(Broken::There(why)) => {
+                    vain = if staging.bytes() > before { 0 } else { vain + 1 };
+                    if !why.worth_retrying() || vain > RESUMES_MAX {
+                        return Err(Error::Unavailable(format!("the snapshot was not fetched: {why}")));
+                    }
+                    tokio::time::sleep(RESUME_INTERVAL).await;
+                }
+            }
+        }
+        let finished = tokio::task::spawn_blocking(move || staging.finish()).await;
+        finished.map_err(|e| Fault::new(format!("checking a snapshot panicked: {e}")))?.map(drop)
+    }
+}
+
+/// Why a fetch did not come to its end.
+enum Broken {
+    Here(Fault),
+    There(FetchError),
+}
+
+async fn fetch_rest(net: &Net, from: NodeId, staging: &mut Staging) -> Result<(), Broken> {
+    let (group, index) = staging.of();
+    let fetched = net.fetch(from, BulkName::Snapshot { group, index }, staging.bytes()).await;
+    let mut bulk = fetched.map_err(Broken::There)?;
+    while let Some(piece) = bulk.next().await.map_err(Broken::There)? {
+        // Pieces are small, and the file is not synced before its end: this does not hold up the thread.
+        staging.write(&piece).map_err(Broken::Here)?;
+    }
+    Ok(())
+}

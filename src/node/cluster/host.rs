@@ -1,0 +1,126 @@
+//! What becomes of the words of other nodes. The peer link calls; nothing here waits.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::words::{Answer, Propose, Question, Transfer, encode_reply};
+use crate::error::{Error, Fault};
+use crate::id::{Digest, GroupId, NodeId, ReplicaId};
+use crate::net::{BulkName, BulkSource, Host, Refusal};
+use crate::node::order::Order;
+use crate::node::{Inner, Node};
+use crate::raft::{Input, PeerMessage};
+
+/// Stands between the peer link, which is there first, and the node.
+#[derive(Default)]
+pub struct Gate {
+    inner: OnceLock<Weak<Inner>>,
+}
+
+impl Gate {
+    /// Opens the gate: from now on the node hears what others say.
+    pub(in crate::node) fn open(&self, inner: &Arc<Inner>) {
+        // Opened once for each link.
+        let _ = self.inner.set(Arc::downgrade(inner));
+    }
+
+    fn node(&self) -> Option<Node> {
+        self.inner.get().and_then(Weak::upgrade).map(|inner| Node { inner })
+    }
+}
+
+impl Host for Gate {
+    fn messages(&self, from: NodeId, messages: Vec<(GroupId, PeerMessage)>) {
+        let Some(node) = self.node() else { return };
+        let input = |(group, message)| Order::Shard(Input::Message { from, group, message });
+        node.inner.stage.orders.send_all(messages.into_iter().map(input));
+    }
+
+    fn ask(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
+        let node = self.node();
+        Box::pin(async move {
+            let answer = match (node, Question::read(request)) {
+                (None, _) => Err(Error::NotLeader { leader: None }),
+                (_, Err(why)) => Err(why),
+                (Some(node), Ok(question)) => node.answer(from, question).await,
+            };
+            encode_reply(answer)
+        })
+    }
+
+    fn silent(&self, node: NodeId) {
+        if let Some(own) = self.node() {
+            own.inner.stage.orders.send(Order::Shard(Input::NodeSilent(node)));
+        }
+    }
+
+    fn admit(&self, node: NodeId) -> Result<(), String> {
+        match self.node() {
+            Some(own) if own.inner.catalog.load().removed.contains(&node) => Err(removed(node)),
+            _ => Ok(()),
+        }
+    }
+
+    fn turned_away(&self, by: NodeId, refusal: Refusal) {
+        match (refusal, self.node()) {
+            (Refusal::Removed(why), Some(own)) => own.inner.stage.fail(Fault::new(why)),
+            (refusal, _) => tracing::warn!(node = %by, %refusal, "another node does not let this one in"),
+        }
+    }
+
+    fn open_bulk(&self, _from: NodeId, name: BulkName) -> Result<BulkSource, Error> {
+        let starting = || Error::Unavailable("the node is starting".into());
+        let node = self.node().ok_or_else(starting)?;
+        match name {
+            BulkName::Module(digest) => Ok(node.inner.shelf.bytes(digest)?.into()),
+            BulkName::Snapshot { group, index } => {
+                Ok(node.inner.stage.snapshots.open_outgoing(group, index)?.into())
+            }
+        }
+    }
+}
+
+/// What a node is told that was removed, and says as its last word.
+pub fn removed(node: NodeId) -> String {
+    format!(
+        "node {node} was removed from the cluster, and is not let in again under its id: to add this \
+         computer, start it with an empty data directory and --join"
+    )
+}
+
+impl Node {
+    /// Answers another node.
+    async fn answer(&self, from: NodeId, question: Question) -> Result<Answer, Error> {
+        self.check_alive()?;
+        match question {
+            Question::Propose(Propose { group, operation }) => {
+                match self.propose_here(GroupId(group), operation).await {
+                    Ok(applied) => Ok(applied.into()),
+                    // It may be opened here in a moment.
+                    Err(Error::NotFound(_)) => Err(Error::NotLeader { leader: None }),
+                    Err(why) => Err(why),
+                }
+            }
+            Question::Query(query) => {
+                let consistency = query.consistency();
+                Ok(self.query_here(&query.machine, query.request, consistency).await?.into())
+            }
+            Question::TakeModule(digest) => {
+                let digest = digest.try_into().map(Digest);
+                let digest = digest.map_err(|_| Error::Invalid("a digest has 32 bytes".into()))?;
+                self.fetch_module(digest, &[from]).await?;
+                Ok(Answer::Done(()))
+            }
+            Question::TakeSnapshot(offer) => {
+                self.take_snapshot(from, offer).await?;
+                Ok(Answer::Done(()))
+            }
+            Question::Transfer(Transfer { group, to }) => {
+                self.transfer_here(GroupId(group), ReplicaId(to)).await?;
+                Ok(Answer::Done(()))
+            }
+        }
+    }
+}

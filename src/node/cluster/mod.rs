@@ -1,0 +1,30 @@
+//! What makes a node part of a cluster.
+//!
+//! # Layout
+//! - [`join`]: how a data directory comes to belong to a cluster; `contact`: where the other nodes are
+//! - `host`: what becomes of the words of other nodes; `words`: what nodes ask each other
+//! - `route`: to the leader, wherever it is; `waiting_room`: what is held while nobody leads
+//! - `roster`: the nodes, as people see and change them
+//! - `members`: sees to it that groups become what the catalog says; `plan`: the next step to that
+//! - `modules`: the bytes of modules, on a majority before the catalog names them, and from peers
+//! - `courier`: snapshots for replicas that are behind the log
+
+mod contact;
+mod courier;
+mod host;
+pub(super) mod join;
+mod members;
+mod modules;
+mod plan;
+mod roster;
+mod route;
+mod waiting_room;
+mod words;
+
+pub(super) use self::contact::{locate_all, of_catalog, replicas};
+pub(super) use self::courier::{Courier, Errand, run as run_errands};
+pub(super) use self::host::{Gate, removed};
+pub(super) use self::members::run as look_after_groups;
+pub(super) use self::modules::fetch_missing;
+pub(super) use self::roster::record;
+pub(super) use self::waiting_room::{Counts, WaitingRoom};

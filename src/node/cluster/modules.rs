@@ -1,0 +1,165 @@
+//! The bytes of modules: on a majority of the nodes before the catalog names them, and on every node that has
+//! a machine of them before it applies anything.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::words::Question;
+use crate::error::{Error, Fault};
+use crate::id::{Digest, NodeId};
+use crate::net::{BulkName, FetchError, Net};
+use crate::node::{Inner, Node};
+
+/// How long a majority may take to take in a module.
+const SPREAD_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a node that cannot be reached is left alone.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Tries to go on with a broken transfer, before the next node is asked.
+const RESUMES_MAX: usize = 5;
+
+impl Node {
+    /// Has other nodes take in a module that is here, until a majority has it.
+    ///
+    /// # Errors
+    /// `Unavailable` names how many have it and how many are needed.
+    pub(in crate::node) async fn spread_module(&self, digest: Digest) -> Result<(), Error> {
+        let own = self.id();
+        let catalog = self.inner.catalog.load_full();
+        let nodes = catalog.nodes.values().filter(|node| !node.leaving);
+        let others: Vec<NodeId> = nodes.map(|node| node.node()).filter(|node| *node != own).collect();
+        let needed = others.len().div_ceil(2);
+        let mut asking: FuturesUnordered<_> =
+            others.into_iter().map(|node| self.clone().hand_module(node, digest)).collect();
+        let mut have = 0;
+        let spread = async {
+            while have < needed && asking.next().await.is_some() {
+                have += 1;
+            }
+        };
+        let in_time = tokio::time::timeout(SPREAD_PATIENCE, spread).await.is_ok();
+        if !in_time {
+            return Err(Error::Unavailable(format!(
+                "only {} of the {} nodes that are needed have taken in the module within {} s: push it again \
+                 when more nodes are up",
+                have + 1,
+                needed + 1,
+                SPREAD_PATIENCE.as_secs()
+            )));
+        }
+        // The rest get it as well, but nobody waits for them; who misses it fetches it when it is needed.
+        self.spawn(async move {
+            let rest = async { while asking.next().await.is_some() {} };
+            let _ = tokio::time::timeout(SPREAD_PATIENCE, rest).await;
+        });
+        Ok(())
+    }
+
+    /// Tries until the node has it.
+    async fn hand_module(self, node: NodeId, digest: Digest) {
+        loop {
+            let question = Question::TakeModule(digest.0.to_vec());
+            match self.ask(node, question, SPREAD_PATIENCE).await {
+                Ok(_) => return,
+                Err(why) => tracing::debug!(%node, %digest, %why, "a node has not taken in a module yet"),
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// Sees to it that a module's bytes are here: from the first of `nodes` that has them.
+    pub(in crate::node) async fn fetch_module(&self, digest: Digest, nodes: &[NodeId]) -> Result<(), Error> {
+        if self.inner.shelf.has(digest) {
+            return Ok(());
+        }
+        let net = self.inner.stage.net.as_ref().ok_or_else(|| {
+            Error::NotFound(format!("the module {digest} is not on this node, and it has no peers to ask"))
+        })?;
+        let mut last = Error::NotFound(format!("no other node has the module {digest}"));
+        for node in nodes {
+            match fetch(net, *node, digest, self.inner.config.limits.module_bytes_max).await {
+                Ok(bytes) => {
+                    let inner = self.inner.clone();
+                    let stored = tokio::task::spawn_blocking(move || inner.shelf.put(digest, &bytes)).await;
+                    return stored.map_err(|e| Fault::new(format!("storing a module panicked: {e}")))?;
+                }
+                Err(why) => {
+                    tracing::debug!(%node, %digest, %why, "a module was not fetched from this node");
+                    last = why;
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn fetch(net: &Net, node: NodeId, digest: Digest, bytes_max: u64) -> Result<Bytes, Error> {
+    let mut bytes = BytesMut::new();
+    let mut resumed = 0;
+    loop {
+        match fetch_rest(net, node, digest, bytes_max, &mut bytes).await {
+            Ok(()) => return Ok(bytes.freeze()),
+            Err(Some(why)) if why.worth_retrying() && resumed < RESUMES_MAX => {
+                resumed += 1;
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            Err(Some(why)) => return Err(Error::Unavailable(why.to_string())),
+            Err(None) => {
+                let text =
+                    format!("the module {digest} of node {node} is over the limit of {bytes_max} bytes");
+                return Err(Error::TooLarge(text));
+            }
+        }
+    }
+}
+
+/// Fetches what is missing. `None` as the error: it is too large.
+async fn fetch_rest(
+    net: &Net,
+    node: NodeId,
+    digest: Digest,
+    bytes_max: u64,
+    bytes: &mut BytesMut,
+) -> Result<(), Option<FetchError>> {
+    let mut bulk = net.fetch(node, BulkName::Module(digest), bytes.len() as u64).await.map_err(Some)?;
+    if bulk.total_bytes() > bytes_max {
+        return Err(None);
+    }
+    while let Some(piece) = bulk.next().await.map_err(Some)? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(())
+}
+
+/// Fetches, in the background, the modules that machines of this node need and that are not here, and has the
+/// machines opened when they are. Those under way are in `fetching`.
+pub fn fetch_missing(inner: &Arc<Inner>, fetching: &mut HashMap<Digest, tokio::task::JoinHandle<()>>) {
+    fetching.retain(|_, task| !task.is_finished());
+    let catalog = inner.catalog.load_full();
+    for machine in catalog.machines.values().filter(|machine| machine.replica_on(inner.id()).is_some()) {
+        let Ok(digest) = machine.module() else { continue };
+        if inner.shelf.has(digest) || fetching.contains_key(&digest) {
+            continue;
+        }
+        let node = Node { inner: inner.clone() };
+        let fetch = async move {
+            let own = node.id();
+            loop {
+                let catalog = node.inner.catalog.load_full();
+                let others: Vec<NodeId> = catalog.nodes.keys().copied().filter(|id| *id != own).collect();
+                match node.fetch_module(digest, &others).await {
+                    Ok(()) => return node.inner.catalog_changes.send_modify(|count| *count += 1),
+                    Err(why) => tracing::warn!(%digest, %why, "a module is not on this node yet"),
+                }
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+        };
+        let task = Node { inner: inner.clone() }.spawn(fetch);
+        fetching.insert(digest, task);
+    }
+}

@@ -1,0 +1,145 @@
+//! Machines: created, looked up, deleted; and changes of the catalog in general.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::Node;
+use super::machine::Closed;
+use super::registry::Registry;
+use super::request::MachineInfo;
+use crate::catalog::{Change, MachineRecord, RefusalCode};
+use crate::error::{Error, Fault};
+use crate::id::{Digest, GroupId};
+use crate::machine::batch::Operation;
+use crate::machine::outcome::{HostCode, Outcome, Refusal};
+
+/// Machines.
+impl Node {
+    /// Creates a machine from a module and has it apply its first input, `created`. If the machine refuses
+    /// that, there is no machine.
+    pub async fn create_machine(
+        &self,
+        name: &str,
+        module: Digest,
+        configuration: Bytes,
+    ) -> Result<MachineInfo, Error> {
+        self.create_replicated(name, module, configuration, crate::catalog::REPLICAS_DEFAULT).await
+    }
+
+    /// The same with another number of replicas than three. As long as there are fewer nodes, it has fewer.
+    pub async fn create_replicated(
+        &self,
+        name: &str,
+        module: Digest,
+        configuration: Bytes,
+        replicas: u32,
+    ) -> Result<MachineInfo, Error> {
+        crate::catalog::check_name(name).map_err(Error::Invalid)?;
+        crate::catalog::check_replicas(replicas).map_err(Error::Invalid)?;
+        let record = MachineRecord {
+            replicas_wanted: replicas,
+            name: name.to_owned(),
+            module: module.0.to_vec(),
+            configuration,
+            input_fuel: self.inner.config.input_fuel,
+            engine: self.inner.shelf.fingerprint().to_owned(),
+            ..MachineRecord::default()
+        };
+        let node = self.clone();
+        // Once begun it is ended, also if the caller goes away.
+        let created = tokio::spawn(async move {
+            let answer = node.change_catalog(Change::CreateMachine(record)).await?;
+            let record = MachineRecord::decode(answer)
+                .map_err(|e| Fault::new(format!("the catalog's answer does not decode: {e}")))?;
+            node.finish_creation(record).await
+        });
+        created.await.map_err(|e| Fault::new(format!("creating a machine panicked: {e}")))?
+    }
+
+    /// Proposes the machine's first input and tells the catalog how it went.
+    pub(super) async fn finish_creation(&self, record: MachineRecord) -> Result<MachineInfo, Error> {
+        let (group, module) = (record.group(), record.module()?);
+        let known = self.inner.registry.wait(|registry| registry.by_group(group)).await;
+        let created = match &known.open {
+            // If nobody else can open it either, it would be tried for ever.
+            Err(Closed::Broken(why)) if record.replicas.len() == 1 => Err(why.clone()),
+            _ => self.propose(group, Operation::create(module, record.configuration)).await,
+        };
+        let failure = match created.map(|applied| applied.outcome) {
+            Ok(Outcome::Ok(_)) => {
+                self.change_catalog(Change::MachineReady(record.group)).await?;
+                // Served from here on; or deleted meanwhile, and then the look-up says so.
+                let settled = |registry: &Registry| match registry.by_group(group) {
+                    Some(machine) => machine.record.ready.then_some(()),
+                    None => Some(()),
+                };
+                self.inner.registry.wait(settled).await;
+                return Ok(self.known(&record.name)?.info());
+            }
+            Ok(Outcome::Refused(refusal)) => Error::Invalid(format!(
+                "the machine refused its configuration with code {}: {}",
+                refusal.code, refusal.message
+            )),
+            Ok(Outcome::Host(code)) => Error::Guest(format!(
+                "the machine could not be created: its first input ended as {code:?}; the node's log has more"
+            )),
+            Err(unknown @ (Error::Unknown(_) | Error::Unavailable(_))) => return Err(unknown),
+            Err(why) => why,
+        };
+        self.remove(group).await?;
+        Err(failure)
+    }
+
+    /// All machines, by name.
+    pub fn machines(&self) -> Vec<MachineInfo> {
+        self.inner.registry.all().iter().map(|machine| machine.info()).collect()
+    }
+
+    /// One machine.
+    pub fn machine(&self, name: &str) -> Result<MachineInfo, Error> {
+        self.check_alive()?;
+        Ok(self.known(name)?.info())
+    }
+
+    /// Deletes a machine with all its state.
+    pub async fn delete_machine(&self, name: &str) -> Result<(), Error> {
+        let group = self.find(name).await?.record.group();
+        self.remove(group).await
+    }
+
+    /// Takes a machine out of the catalog and waits until it is closed here.
+    async fn remove(&self, group: GroupId) -> Result<(), Error> {
+        self.change_catalog(Change::RemoveMachine(group.0)).await?;
+        let gone = |registry: &Registry| registry.by_group(group).is_none().then_some(());
+        self.inner.registry.wait(gone).await;
+        Ok(())
+    }
+
+    pub(super) async fn change_catalog(&self, change: Change) -> Result<Bytes, Error> {
+        let applied = self.propose(GroupId::CATALOG, Operation::command(change.command())).await?;
+        match applied.outcome {
+            Outcome::Ok(answer) => Ok(answer),
+            Outcome::Refused(refusal) => Err(catalog_refusal(refusal)),
+            Outcome::Host(HostCode::NotCreated) => {
+                Err(Error::Unavailable("the catalog is being made".into()))
+            }
+            Outcome::Host(code) => Err(Fault::new(format!("the catalog ended a change as {code:?}")).into()),
+        }
+    }
+}
+
+fn catalog_refusal(refusal: Refusal) -> Error {
+    let codes: BTreeMap<u32, fn(String) -> Error> = BTreeMap::from([
+        (RefusalCode::BadName as u32, Error::Invalid as fn(String) -> Error),
+        (RefusalCode::NameTaken as u32, Error::AlreadyExists),
+        (RefusalCode::UnknownModule as u32, Error::NotFound),
+        (RefusalCode::UnknownNode as u32, Error::NotFound),
+        (RefusalCode::NodeRemoved as u32, Error::FailedPrecondition),
+        (RefusalCode::AddressTaken as u32, Error::AlreadyExists),
+        (RefusalCode::LastNode as u32, Error::FailedPrecondition),
+        (RefusalCode::VotersFull as u32, Error::FailedPrecondition),
+    ]);
+    codes.get(&refusal.code).copied().unwrap_or(Error::Invalid)(refusal.message)
+}

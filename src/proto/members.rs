@@ -1,0 +1,75 @@
+//! The nodes of a cluster as messages, and back.
+
+use super::v1;
+use crate::id::{LogTime, NodeId, ReplicaId};
+use crate::node::request::{Contact, Introduction, Invitation, MemberInfo};
+
+impl From<MemberInfo> for v1::Member {
+    fn from(member: MemberInfo) -> v1::Member {
+        v1::Member {
+            node: member.node.0,
+            name: member.name,
+            peer_address: member.peer_address,
+            client_address: member.client_address,
+            version: member.version,
+            joined_at_ms: member.joined.0,
+            voter: member.voter,
+            leaving: member.leaving,
+            leader: member.leader,
+            reachable: member.reachable,
+        }
+    }
+}
+
+impl From<v1::Member> for MemberInfo {
+    fn from(message: v1::Member) -> MemberInfo {
+        MemberInfo {
+            node: NodeId(message.node),
+            name: message.name,
+            peer_address: message.peer_address,
+            client_address: message.client_address,
+            version: message.version,
+            joined: LogTime(message.joined_at_ms),
+            voter: message.voter,
+            leaving: message.leaving,
+            leader: message.leader,
+            reachable: message.reachable,
+        }
+    }
+}
+
+impl From<Invitation> for v1::JoinResponse {
+    fn from(invitation: Invitation) -> v1::JoinResponse {
+        let contacts = invitation.contacts.into_iter().map(|contact| v1::Contact {
+            node: contact.node.0,
+            replica: contact.replica.0,
+            peer_address: contact.peer_address,
+        });
+        v1::JoinResponse { replica: invitation.replica.0, contacts: contacts.collect() }
+    }
+}
+
+impl From<v1::JoinResponse> for Invitation {
+    fn from(message: v1::JoinResponse) -> Invitation {
+        let contacts = message.contacts.into_iter().map(|contact| Contact {
+            node: NodeId(contact.node),
+            replica: ReplicaId(contact.replica),
+            peer_address: contact.peer_address,
+        });
+        Invitation { replica: ReplicaId(message.replica), contacts: contacts.collect() }
+    }
+}
+
+impl From<Introduction> for v1::JoinRequest {
+    fn from(introduction: Introduction) -> v1::JoinRequest {
+        let Introduction { node, name, peer_address, client_address, version } = introduction;
+        v1::JoinRequest { node: node.0, name, peer_address, client_address, version }
+    }
+}
+
+impl From<v1::JoinRequest> for Introduction {
+    fn from(message: v1::JoinRequest) -> Introduction {
+        let v1::JoinRequest { node, name, peer_address, client_address, version } = message;
+        Introduction { node: NodeId(node), name, peer_address, client_address, version }
+    }
+}

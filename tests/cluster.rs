@@ -1,0 +1,144 @@
+//! Clusters of several nodes in one process, over real sockets and real disks.
+
+#[path = "cluster/harness.rs"]
+mod harness;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use harness::{Cluster, get, put};
+use statehouse::id::Index;
+use statehouse::node::request::Consistency;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_answer_alike_and_any_takes_any_request() {
+    let cluster = Cluster::of(3).await;
+    cluster.create_kv("kv", 3).await;
+    for (number, node) in cluster.nodes().enumerate() {
+        let key = format!("k{number}");
+        let applied = node.apply("kv", put(&key, "v")).await.unwrap();
+        for reader in cluster.nodes() {
+            let local = Consistency::Local { min_index: applied.index };
+            assert_eq!(get(reader, "kv", &key, local).await.as_deref(), Some("v"));
+            assert_eq!(get(reader, "kv", &key, Consistency::Linearizable).await.as_deref(), Some("v"));
+        }
+    }
+    cluster.assert_lockstep("kv").await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_grows_to_three_replicas_as_nodes_join() {
+    let mut cluster = Cluster::of(1).await;
+    cluster.create_kv("kv", 3).await;
+    for number in 0..100 {
+        cluster.node(0).apply("kv", put(&format!("k{number}"), "v")).await.unwrap();
+    }
+    cluster.join().await;
+    cluster.join().await;
+    cluster.wait("kv has three replicas", |node| node.machine("kv").is_ok_and(|m| m.replica.is_some())).await;
+    cluster.assert_lockstep("kv").await;
+    let local = Consistency::Local { min_index: Index(0) };
+    assert_eq!(get(cluster.node(2), "kv", "k99", local).await.as_deref(), Some("v"));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_of_one_replica_is_used_from_every_node() {
+    let cluster = Cluster::of(3).await;
+    cluster.create_kv("one", 1).await;
+    for (number, node) in cluster.nodes().enumerate() {
+        node.apply("one", put(&format!("k{number}"), "v")).await.unwrap();
+    }
+    for node in cluster.nodes() {
+        assert_eq!(get(node, "one", "k2", Consistency::Linearizable).await.as_deref(), Some("v"));
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_three_go_on_and_the_third_catches_up() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.create_kv("kv", 3).await;
+    cluster.node(0).apply("kv", put("before", "1")).await.unwrap();
+    for stopped in [2, 0] {
+        cluster.stop(stopped).await;
+        let others: Vec<usize> = (0..3).filter(|number| *number != stopped).collect();
+        for number in &others {
+            cluster.node(*number).apply("kv", put(&format!("{stopped}-{number}"), "v")).await.unwrap();
+        }
+        cluster.start(stopped).await;
+        for number in others {
+            let key = format!("{stopped}-{number}");
+            let value = get(cluster.node(stopped), "kv", &key, Consistency::Linearizable).await;
+            assert_eq!(value.as_deref(), Some("v"));
+        }
+    }
+    cluster.assert_lockstep("kv").await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_is_told_so_and_its_replicas_move() {
+    let mut cluster = Cluster::of(4).await;
+    cluster.create_kv("kv", 3).await;
+    let applied = cluster.node(0).apply("kv", put("a", "1")).await.unwrap();
+    let machine = cluster.node(0).machine("kv").unwrap();
+    let members = cluster.node(0).members();
+    let leaving = (0..4).find(|number| {
+        let name = format!("n{}", number + 1);
+        members.iter().any(|member| member.name == name && machine.replicas.contains(&member.node))
+    });
+    let leaving = leaving.expect("three of four nodes have a replica");
+    let stays = (leaving + 1) % 4;
+    cluster.node(stays).remove_member(&format!("n{}", leaving + 1)).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(30), cluster.node(leaving).failed()).await;
+    assert!(told.expect("it is told").to_string().contains("removed"), "it says why it stops");
+    cluster.stop(leaving).await;
+    let here = |node: &statehouse::Node| node.machine("kv").is_ok_and(|m| m.replica.is_some());
+    cluster.wait("the others have the replicas", here).await;
+    assert_eq!(cluster.node(stays).members().len(), 3);
+    cluster.assert_lockstep("kv").await;
+    let local = Consistency::Local { min_index: applied.index };
+    for node in cluster.nodes() {
+        assert_eq!(get(node, "kv", "a", local).await.as_deref(), Some("1"));
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_behind_the_log_gets_a_snapshot() {
+    let mut cluster = Cluster::with(3, |config| {
+        config.flush_bytes = 64 << 10;
+        config.log_keep_entries = 20;
+    })
+    .await;
+    cluster.create_kv("kv", 3).await;
+    cluster.node(0).apply("kv", put("first", "1")).await.unwrap();
+    cluster.stop(2).await;
+    let value = "x".repeat(1_000);
+    for round in 0..60 {
+        let puts = (0..250).map(|number| {
+            let node = cluster.node(0).clone();
+            let command = put(&format!("k{}", round * 250 + number), &value);
+            async move { node.apply("kv", command).await.unwrap() }
+        });
+        futures_util::future::join_all(puts).await;
+    }
+    cluster.start(2).await;
+    cluster.assert_lockstep("kv").await;
+    assert_eq!(get(cluster.node(2), "kv", "first", Consistency::Linearizable).await.as_deref(), Some("1"));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_in_use_and_other_clusters_are_refused() {
+    let cluster = Cluster::of(2).await;
+    let taken = cluster.try_join("n1").await.expect_err("the name is taken");
+    assert!(taken.contains("\"n1\""), "{taken}");
+    let unknown = cluster.node(0).remove_member("n9").await.unwrap_err().to_string();
+    assert!(unknown.contains("n9") && unknown.contains("n1, n2"), "{unknown}");
+    let absent = cluster.node(1).apply("absent", Bytes::new()).await.unwrap_err().to_string();
+    assert!(absent.contains("\"absent\""), "{absent}");
+    cluster.shutdown().await;
+}
