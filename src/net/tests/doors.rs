@@ -150,7 +150,8 @@ fn garbage_closes_its_own_connection_and_nothing_else() {
 #[test]
 fn a_newer_connection_of_a_node_takes_the_place_of_its_older_one() {
     run(async {
-        let (_, two) = start(config(TWO)).await;
+        // It must not be silence that ends the older one.
+        let (_, two) = start(NetConfig { silent_after_ms: 600_000, ..config(TWO) }).await;
         let address = two.address();
         let first = tokio::task::spawn_blocking(move || {
             let mut stream = std::net::TcpStream::connect(address).unwrap();
