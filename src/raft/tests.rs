@@ -210,6 +210,25 @@ fn a_restart_recommits_what_the_log_kept() {
 }
 
 #[test]
+fn a_membership_that_was_in_force_tells_what_is_committed() {
+    let mut start = new_group(G);
+    let empty =
+        |index| Entry { index: Index(index), term: Term(1), kind: EntryKind::Batch, data: Bytes::new() };
+    start.log.entries = (1..=4).map(empty).collect();
+    start.log.hard_state = HardState { term: Term(1), vote: 5, commit: Index(1) };
+    start.log.membership = (Index(3), Membership { voters: vec![5, 6], ..Membership::default() });
+    let committed = |start: &GroupStart| {
+        let mut bench = Bench::new(config());
+        bench.handle([Input::Open(Box::new(start.clone()))]);
+        bench.shard.group_status(G).unwrap().committed
+    };
+    assert_eq!(committed(&start), Index(3));
+    // A snapshot may come with a membership that is newer than the log that begins behind it.
+    start.log.membership.0 = Index(9);
+    assert_eq!(committed(&start), Index(4));
+}
+
+#[test]
 fn a_restart_applies_nothing_twice() {
     let mut start = new_group(G);
     let data = Bytes::from_static(b"\x08\x05");
