@@ -13,7 +13,8 @@ use crate::raft::output::{
     GroupStatus, Output, PeerOut, ProposeError, ReadReady, Role, SnapshotHead, SnapshotWanted,
 };
 use crate::raft::shard::{Shard, ShardConfig};
-use crate::raft::simulation::node::{Disk, State};
+use crate::raft::simulation::disk::{Disk, StagedState};
+use crate::raft::simulation::state::State;
 use crate::storage::entry::{GroupLog, Membership};
 use crate::time::Now;
 
@@ -549,7 +550,7 @@ fn with_laggard() -> Cluster {
 fn stage(cluster: &mut Cluster, wanted: SnapshotWanted) -> SnapshotHead {
     let state = cluster.members[&1].state;
     let head = cluster.members[&1].shard.snapshot_head(G, state.applied).unwrap();
-    let staged = crate::raft::simulation::node::StagedState { head: head.clone(), state };
+    let staged = StagedState { head: head.clone(), state };
     cluster.members.get_mut(&3).unwrap().disk.staged.insert(G, staged);
     let (from, term, time_floor) = (replica(1), wanted.term, LogTime(1_000));
     let input = Input::SnapshotReceived { group: G, from, term, head: head.clone(), time_floor };

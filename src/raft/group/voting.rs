@@ -4,6 +4,8 @@
 use super::Group;
 use crate::raft::message::{PeerBody, PeerMessage};
 use crate::raft::shard::Turn;
+#[cfg(test)]
+use crate::raft::simulation::Bug;
 
 impl Group {
     /// Stands for election now, unless that would be disloyal.
@@ -32,6 +34,8 @@ impl Group {
     /// asked for is none of that: it has given up its lease.
     pub(super) fn is_disloyal(&self, message: &PeerMessage, turn: &Turn) -> bool {
         let asks = matches!(message.body, PeerBody::RequestVote { transfer: false, .. });
+        #[cfg(test)]
+        let asks = asks && turn.config.bug != Some(Bug::PatienceInTicks);
         asks && self.loyalty.binds(turn.now.monotonic_ms)
     }
 
@@ -42,6 +46,8 @@ impl Group {
         let raft = &self.node.raft;
         let stands = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
         let patience_ms = turn.now.monotonic_ms.saturating_sub(turn.config.tick_ms);
+        #[cfg(test)]
+        let stands = stands && turn.config.bug != Some(Bug::PatienceInTicks);
         !self.leads() && stands && self.loyalty.binds(patience_ms)
     }
 

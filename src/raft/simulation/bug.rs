@@ -30,6 +30,12 @@ pub(in crate::raft) enum Bug {
     KeepLeaseInTransfer,
     /// A voter forgets at a restart that it had promised its leader to be patient.
     VoteAfterRestart,
+    /// A node that lost its disk comes back under the name it had.
+    ReuseReplica,
+    /// A voter relies on the engine's count of ticks for its promise to be patient.
+    PatienceInTicks,
+    /// A leader takes its clock for as fast as everybody's.
+    IgnoreDrift,
     /// A crash between the start of the log behind a snapshot and its installation is not made good.
     LeaveStaged,
 }

@@ -1,167 +1,132 @@
-//! One simulated node: a shard, a disk that syncs late, an apply worker, and what survives a crash.
+//! One simulated node: a shard, a disk that syncs late, an apply worker, clocks that run at a speed of their
+//! own, and what survives a crash or the loss of the disk.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
-use crate::raft::input::{GroupStart, Input, ProposalId};
-use crate::raft::output::{ApplyJob, LogLoad, SnapshotHead};
+use crate::raft::input::{GroupStart, Input, ProposalId, ReadId};
+use crate::raft::output::{ApplyJob, LogLoad};
 use crate::raft::shard::{Shard, ShardConfig};
-use crate::storage::entry::{Entry, GroupLog, LogWrite};
+use crate::raft::simulation::disk::Disk;
+use crate::raft::simulation::state::State;
+use crate::storage::entry::LogWrite;
 use crate::time::Now;
 
-/// A machine that remembers everything it was told, in one number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::raft) struct State {
-    pub(in crate::raft) applied: Index,
-    pub(in crate::raft) hash: u64,
-}
-
-/// A snapshot that is on disk, but not in force.
-#[derive(Clone)]
-pub(in crate::raft) struct StagedState {
-    pub(in crate::raft) head: SnapshotHead,
-    pub(in crate::raft) state: State,
-}
-
-/// What survives a crash.
-#[derive(Clone, Default)]
-pub(in crate::raft) struct Disk {
-    /// The log database.
-    pub(in crate::raft) logs: BTreeMap<GroupId, GroupLog>,
-    /// What the state database holds for good.
-    pub(in crate::raft) flushed: BTreeMap<GroupId, State>,
-    pub(in crate::raft) staged: BTreeMap<GroupId, StagedState>,
-}
-
 /// What a crash takes away.
-pub(in crate::raft) struct Life {
-    pub(in crate::raft) shard: Shard,
-    pub(in crate::raft) started_ms: u64,
-    pub(in crate::raft) next_tick_ms: u64,
-    pub(in crate::raft) inbox: Vec<Input>,
+pub(super) struct Life {
+    pub(super) shard: Shard,
+    /// Tells this life from others.
+    pub(super) number: u64,
+    /// The monotonic clock: it begins with the process.
+    monotonic_us: u64,
+    next_tick_ms: u64,
+    pub(super) inbox: Vec<Input>,
+    /// What was taken up with this reading of the clocks when the process was paused, and not done yet.
+    pub(super) held: Option<(Now, Vec<Input>)>,
     /// Handed to the log thread, not synced.
-    pub(in crate::raft) unsynced: VecDeque<LogWrite>,
+    pub(super) unsynced: VecDeque<LogWrite>,
     /// Handed to the apply workers, not applied.
-    pub(in crate::raft) jobs: VecDeque<ApplyJob>,
-    pub(in crate::raft) loads: VecDeque<LogLoad>,
-    pub(in crate::raft) states: BTreeMap<GroupId, State>,
+    pub(super) jobs: VecDeque<ApplyJob>,
+    pub(super) loads: VecDeque<LogLoad>,
+    pub(super) states: BTreeMap<GroupId, State>,
     /// The last entry handed out to be applied.
-    pub(in crate::raft) delivered: BTreeMap<GroupId, Index>,
+    pub(super) delivered: BTreeMap<GroupId, Index>,
     /// Proposals in the log, to be answered when their index is applied.
-    pub(in crate::raft) proposed: BTreeMap<(GroupId, Index, Term), Vec<ProposalId>>,
+    pub(super) proposed: BTreeMap<(GroupId, Index, Term), Vec<ProposalId>>,
     /// Proposals without a fate.
-    pub(in crate::raft) open: BTreeMap<ProposalId, Option<(GroupId, Index, Term)>>,
+    pub(super) open: BTreeMap<ProposalId, Option<(GroupId, Index, Term)>>,
+    /// Reads that trust the clocks and were asked since the last call.
+    pub(super) asked_by_lease: Vec<ReadId>,
 }
 
-pub(in crate::raft) struct SimNode {
-    pub(in crate::raft) id: NodeId,
-    pub(in crate::raft) disk: Disk,
-    pub(in crate::raft) life: Option<Life>,
+pub(super) struct SimNode {
+    pub(super) id: NodeId,
+    /// Counts how often the node began with an empty disk.
+    pub(super) incarnation: u64,
+    pub(super) disk: Disk,
+    pub(super) life: Option<Life>,
+    pub(super) lives: u64,
     /// When a dead node comes back.
-    pub(in crate::raft) back_at_ms: u64,
-    /// This node's idea of a tick: clocks run at different speeds.
-    pub(in crate::raft) tick_ms: u64,
+    pub(super) back_at_ms: u64,
+    /// Until then the process stands still, and its clocks go on.
+    pub(super) paused_until_ms: u64,
+    /// Until then its disk takes its time.
+    pub(super) slow_until_ms: u64,
+    /// How many thousandths its monotonic clock is fast; negative: slow.
+    pub(super) drift_permille: i64,
     /// How far its wall clock is off.
-    pub(in crate::raft) wall_offset_ms: u64,
+    pub(super) wall_offset_ms: u64,
     /// Makes the mistake [`Bug::LeaveStaged`](super::Bug).
-    pub(in crate::raft) leaves_staged: bool,
+    pub(super) leaves_staged: bool,
     /// How often a crash had come between a log's new start and the state that belongs to it.
-    pub(in crate::raft) installed_at_start: u64,
+    pub(super) installed_at_start: u64,
     /// What a disk that lies about syncs would really hold.
-    pub(in crate::raft) shadow: Disk,
+    pub(super) shadow: Disk,
 }
 
-/// The replica of the group on the node.
-pub(in crate::raft) fn replica_of(node: NodeId) -> ReplicaId {
-    ReplicaId(node.0 + 100)
+/// Replicas are named by node and incarnation.
+const INCARNATION: u64 = 100;
+
+/// The node that a replica lives, or lived, on.
+pub(super) fn node_of(replica: ReplicaId) -> NodeId {
+    NodeId(replica.0 % INCARNATION)
 }
 
-impl State {
-    /// The state after one more entry.
-    pub(in crate::raft) fn apply(&mut self, entry: &Entry) {
-        assert_eq!(entry.index, self.applied.next(), "entries are applied in order");
-        let mut hasher = DefaultHasher::new();
-        (self.hash, entry.index.0, entry.term.0, &entry.data[..]).hash(&mut hasher);
-        *self = State { applied: entry.index, hash: hasher.finish() };
-    }
-}
-
-impl Disk {
-    /// What the log holds at an index: its term, or none below the start and after the end.
-    pub(in crate::raft) fn term_at(&self, group: GroupId, index: Index) -> Option<Term> {
-        let log = self.logs.get(&group)?;
-        if index == log.start.0 {
-            return Some(log.start.1);
-        }
-        let at = index.0.checked_sub(log.start.0.0 + 1)?;
-        log.entries.get(at as usize).map(|entry| entry.term)
-    }
-
-    /// Whether this entry is here for good: in the log, or so long applied that the log let it go.
-    pub(in crate::raft) fn holds(&self, group: GroupId, index: Index, term: Term) -> bool {
-        let cut = self.logs.get(&group).is_some_and(|log| index <= log.start.0);
-        cut || self.term_at(group, index) == Some(term)
-    }
-
-    /// A write reaches the disk.
-    pub(in crate::raft) fn sync(&mut self, write: LogWrite) {
-        let log = self.logs.get_mut(&write.group).expect("a group writes only after it was made");
-        if let Some(first) = write.entries.first() {
-            let last = log.entries.last().map_or(log.start.0, |entry| entry.index);
-            assert!(first.index > log.start.0 && first.index <= last.next(), "a gap: {first:?} after {last}");
-            assert!(first.index > log.hard_state.commit, "{first:?} replaces a committed entry");
-            log.entries.truncate((first.index.0 - log.start.0.0 - 1) as usize);
-            for (entry, index) in write.entries.iter().zip(first.index.0..) {
-                assert_eq!(entry.index.0, index, "entries of a write have no gaps");
-            }
-            log.entries.extend(write.entries);
-        }
-        if let Some(state) = write.hard_state {
-            assert!(state.term >= log.hard_state.term && state.commit >= log.hard_state.commit);
-            log.hard_state = state;
-        }
-        if let Some((index, membership)) = write.membership {
-            assert!(index >= log.membership.0);
-            log.membership = (index, membership);
-        }
-        if let Some((to, term)) = write.truncate {
-            let staged = self.staged.get(&write.group).is_some_and(|staged| staged.head.index == to);
-            let held = to <= self.flushed[&write.group].applied;
-            assert!(held || staged, "the log is cut beyond what the state holds");
-            let at = log.entries.iter().position(|entry| entry.index == to);
-            match at.filter(|at| log.entries[*at].term == term) {
-                Some(at) => drop(log.entries.drain(..=at)),
-                None => {
-                    assert!(staged, "the log is cut at an entry that it does not hold");
-                    log.entries.clear();
-                }
-            }
-            log.start = (to, term);
-        }
-    }
-
-    /// Entries for a replica that lags behind.
-    pub(in crate::raft) fn load(&self, load: LogLoad) -> Vec<Entry> {
-        let log = &self.logs[&load.group];
-        if load.from <= log.start.0 {
-            return Vec::new();
-        }
-        let from = (load.from.0 - log.start.0.0 - 1) as usize;
-        let mut bytes = 0;
-        let fits = |entry: &&Entry| {
-            bytes += entry.data.len();
-            entry.index == load.from || (bytes <= load.bytes_max && entry.index <= load.to)
-        };
-        log.entries[from..].iter().take_while(fits).cloned().collect()
-    }
+/// The replica of a node that began with an empty disk for the first time.
+pub(super) fn first_replica_of(node: NodeId) -> ReplicaId {
+    ReplicaId(INCARNATION + node.0)
 }
 
 impl SimNode {
+    /// A node that was never started.
+    pub(super) fn new(id: NodeId, disk: Disk) -> SimNode {
+        SimNode {
+            id,
+            incarnation: 1,
+            shadow: disk.clone(),
+            disk,
+            life: None,
+            lives: 0,
+            back_at_ms: 0,
+            paused_until_ms: 0,
+            slow_until_ms: 0,
+            drift_permille: 0,
+            wall_offset_ms: 0,
+            leaves_staged: false,
+            installed_at_start: 0,
+        }
+    }
+
+    /// Its replica of every group.
+    pub(super) fn replica(&self) -> ReplicaId {
+        ReplicaId(self.incarnation * INCARNATION + self.id.0)
+    }
+
+    /// Time passes.
+    pub(super) fn pass(&mut self, elapsed_ms: u64) {
+        if let Some(life) = &mut self.life {
+            life.monotonic_us += elapsed_ms * 1_000u64.saturating_add_signed(self.drift_permille);
+        }
+    }
+
     /// The node's clocks.
-    pub(in crate::raft) fn now(&self, world_ms: u64) -> Now {
-        let started_ms = self.life.as_ref().map_or(0, |life| life.started_ms);
-        Now { monotonic_ms: world_ms - started_ms, wall_ms: world_ms + self.wall_offset_ms }
+    pub(super) fn now(&self, world_ms: u64) -> Now {
+        let monotonic_ms = self.life.as_ref().map_or(0, |life| life.monotonic_us / 1_000);
+        Now { monotonic_ms, wall_ms: world_ms + self.wall_offset_ms }
+    }
+
+    /// Says the ticks that are due. After a pause there are many.
+    pub(super) fn tick(&mut self, tick_ms: u64) {
+        let Some(life) = &mut self.life else { return };
+        while life.next_tick_ms <= life.monotonic_us / 1_000 {
+            life.next_tick_ms += tick_ms;
+            life.inbox.push(Input::Tick);
+        }
+    }
+
+    /// Whether the process stands still.
+    pub(super) fn is_paused(&self, world_ms: u64) -> bool {
+        self.life.is_some() && self.paused_until_ms > world_ms
     }
 
     /// Makes good what a crash left undone: a log that begins behind a snapshot needs its state.
@@ -177,11 +142,10 @@ impl SimNode {
     }
 
     /// The process starts with what the disk holds.
-    pub(in crate::raft) fn start(
+    pub(super) fn start(
         &mut self,
-        world_ms: u64,
         config: ShardConfig,
-        nodes: &[NodeId],
+        replicas: &[(ReplicaId, NodeId)],
         floor: impl Fn(GroupId, Index) -> LogTime,
     ) {
         self.install_staged();
@@ -190,18 +154,22 @@ impl SimNode {
             let applied = self.disk.flushed[&group].applied;
             inbox.push(Input::Open(Box::new(GroupStart {
                 group,
-                replica: replica_of(self.id),
+                replica: self.replica(),
                 log: log.clone(),
                 applied,
                 time_floor: floor(group, applied),
-                nodes: nodes.iter().map(|&node| (replica_of(node), node)).collect(),
+                nodes: replicas.to_vec(),
             })));
         }
+        self.lives += 1;
+        (self.paused_until_ms, self.slow_until_ms) = (0, 0);
         self.life = Some(Life {
+            next_tick_ms: config.tick_ms,
             shard: Shard::new(config),
-            started_ms: world_ms,
-            next_tick_ms: world_ms + self.tick_ms,
+            number: self.lives,
+            monotonic_us: 0,
             inbox,
+            held: None,
             unsynced: VecDeque::new(),
             jobs: VecDeque::new(),
             loads: VecDeque::new(),
@@ -209,6 +177,7 @@ impl SimNode {
             delivered: self.disk.flushed.iter().map(|(group, state)| (*group, state.applied)).collect(),
             proposed: BTreeMap::new(),
             open: BTreeMap::new(),
+            asked_by_lease: Vec::new(),
         });
     }
 }

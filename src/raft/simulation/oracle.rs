@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
-use crate::machine::batch::{Act, Batch, Operation};
+use crate::machine::batch::Batch;
 use crate::raft::input::{ProposalId, ReadId};
-use crate::raft::output::{ProposeError, RoleChange};
-use crate::raft::simulation::node::State;
+use crate::raft::message::PeerBody;
+use crate::raft::output::{PeerOut, ProposeError, RoleChange};
+use crate::raft::simulation::disk::Disk;
+use crate::raft::simulation::state::{State, id_of};
 use crate::storage::entry::{Entry, EntryKind, Membership};
 
 /// Where a command is: index and offset in its batch.
@@ -37,20 +37,6 @@ pub(super) struct Oracle {
     /// What each read must at least see.
     reads: BTreeMap<ReadId, Index>,
     pub(super) reads_answered: u64,
-}
-
-/// A command that says who it is.
-pub(super) fn command(id: ProposalId, padding: usize) -> Operation {
-    let mut bytes = id.0.to_be_bytes().to_vec();
-    bytes.resize(8 + padding, 0);
-    Operation::command(Bytes::from(bytes))
-}
-
-fn id_of(operation: &Operation) -> ProposalId {
-    match &operation.act {
-        Some(Act::Command(bytes)) => ProposalId(u64::from_be_bytes(bytes[..8].try_into().unwrap())),
-        other => panic!("nobody proposed {other:?}"),
-    }
 }
 
 impl Oracle {
@@ -170,6 +156,34 @@ impl Oracle {
         }
     }
 
+    /// A replica says something to another: it must be true of its disk.
+    pub(super) fn hear(&mut self, disk: &Disk, out: &PeerOut) {
+        match &out.message.body {
+            PeerBody::Appended { index, .. } => {
+                let log = &disk.logs[&out.group];
+                let last = log.entries.last().map_or(log.start.0, |entry| entry.index);
+                // What was true in an earlier term may leave together with the write that ends that term.
+                let earlier = log.hard_state.term > out.message.term;
+                assert!(*index <= last || earlier, "acknowledged up to {index}, the disk ends at {last}");
+            }
+            PeerBody::Vote { trial: false, granted: true, .. } => {
+                self.vote(out.group, out.message.from, out.message.term, out.message.to);
+                let state = disk.logs[&out.group].hard_state;
+                let vote = (state.term, state.vote);
+                assert!(
+                    vote == (out.message.term, out.message.to.0) || state.term > out.message.term,
+                    "the vote on disk is {vote:?}, that of {:?} is granted",
+                    out.message
+                );
+            }
+            PeerBody::RequestVote { trial: false, .. } | PeerBody::Append { .. } => {
+                let durable = disk.logs[&out.group].hard_state.term;
+                assert!(durable >= out.message.term, "speaks in a term that it may forget");
+            }
+            _ => {}
+        }
+    }
+
     /// A node says what it is.
     pub(super) fn role(&mut self, node: NodeId, change: &RoleChange) {
         if change.role == crate::raft::Role::Leader {
@@ -184,6 +198,7 @@ mod tests {
 
     use super::*;
     use crate::raft::output::Role;
+    use crate::raft::simulation::state::command;
     use prost::Message as _;
 
     const G: GroupId = GroupId(1);
@@ -229,7 +244,10 @@ mod tests {
                 },
                 "was refused for good, and is applied",
             ),
-            (|o| o.state(NodeId(1), G, State { applied: Index(1), hash: 5 }), "is not that of its index"),
+            (
+                |o| o.state(NodeId(1), G, State { applied: Index(1), hash: 5, ..State::default() }),
+                "is not that of its index",
+            ),
         ]);
     }
 

@@ -1,18 +1,22 @@
 //! Snapshots on their way: chunk by chunk, beside the messages, with faults of their own.
 
-use crate::id::{GroupId, NodeId, ReplicaId, Term};
+use crate::id::{GroupId, Index, NodeId, ReplicaId, Term};
 use crate::raft::input::Input;
 use crate::raft::output::SnapshotWanted;
-use crate::raft::simulation::node::{StagedState, replica_of};
+use crate::raft::simulation::Bug;
+use crate::raft::simulation::disk::StagedState;
+use crate::raft::simulation::node::node_of;
 use crate::raft::simulation::world::World;
 
 /// One snapshot on its way.
 pub(super) struct Transfer {
     group: GroupId,
     from: NodeId,
-    /// Which life of that node: the next one knows nothing of it.
-    life_started_ms: u64,
+    /// The replica that sends, and which life of its node: the next one knows nothing of it.
+    sender: ReplicaId,
+    life: u64,
     to: NodeId,
+    receiver: ReplicaId,
     term: Term,
     staged: StagedState,
     chunks_left: u64,
@@ -24,10 +28,11 @@ impl World {
     pub(super) fn begin_transfer(&mut self, from: NodeId, wanted: SnapshotWanted) {
         self.faults.count("snapshot wanted");
         let SnapshotWanted { group, to, node, term, least } = wanted;
-        assert_eq!(replica_of(node), to, "a replica is looked for where it is not");
+        assert_eq!(node_of(to), node, "a replica is looked for where it is not");
+        let sender = self.nodes[&from].replica();
         let life = self.nodes[&from].life.as_ref().unwrap();
         let twin = |other: &Transfer| {
-            (other.group, other.from, other.to, other.life_started_ms) == (group, from, node, life.started_ms)
+            (other.group, other.from, other.receiver, other.life) == (group, from, to, life.number)
         };
         if self.transfers.iter().any(twin) {
             return;
@@ -38,8 +43,10 @@ impl World {
         self.transfers.push(Transfer {
             group,
             from,
-            life_started_ms: life.started_ms,
+            sender,
+            life: life.number,
             to: node,
+            receiver: to,
             term,
             staged: StagedState { head, state },
             chunks_left: 1 + self.rng.below(20),
@@ -50,12 +57,15 @@ impl World {
     pub(super) fn move_snapshots(&mut self) {
         for mut transfer in std::mem::take(&mut self.transfers) {
             let sender = self.nodes[&transfer.from].life.as_ref();
-            if sender.is_none_or(|life| life.started_ms != transfer.life_started_ms) {
+            if sender.is_none_or(|life| life.number != transfer.life) {
                 continue;
             }
-            let cut = |node| self.isolated.get(node).is_some_and(|until| *until > self.now_ms);
-            let receives =
-                self.nodes[&transfer.to].life.is_some() && !cut(&transfer.to) && !cut(&transfer.from);
+            let (from, to) = (transfer.from, transfer.to);
+            let stands =
+                |id: NodeId| self.nodes[&id].life.is_none() || self.nodes[&id].is_paused(self.now_ms);
+            let carries =
+                self.network.carries(from, to, self.now_ms) && self.network.carries(to, from, self.now_ms);
+            let receives = carries && !stands(to) && !stands(from);
             if transfer.chunks_left == 0 && receives {
                 self.end_transfer(transfer);
             } else if self.now_ms >= transfer.give_up_at_ms {
@@ -75,6 +85,15 @@ impl World {
     /// The last chunk has arrived: all of it is synced, and both ends are told.
     fn end_transfer(&mut self, transfer: Transfer) {
         let receiver = self.nodes.get_mut(&transfer.to).unwrap();
+        if receiver.replica() != transfer.receiver {
+            self.faults.count("snapshot for a former replica");
+            // Who does not look whom it is for offers it to the shard, which must know by itself.
+            if self.rng.one_in(2) {
+                self.report_transfer(&transfer, false);
+                return;
+            }
+        }
+        let receiver = self.nodes.get_mut(&transfer.to).unwrap();
         if receiver.disk.staged.contains_key(&transfer.group) {
             self.faults.count("snapshot for a busy node");
             self.report_transfer(&transfer, false);
@@ -85,7 +104,7 @@ impl World {
         let time_floor = self.oracle.stamp_at(transfer.group, transfer.staged.state.applied);
         receiver.life.as_mut().unwrap().inbox.push(Input::SnapshotReceived {
             group: transfer.group,
-            from: replica_of(transfer.from),
+            from: transfer.sender,
             term: transfer.term,
             head: transfer.staged.head.clone(),
             time_floor,
@@ -96,7 +115,18 @@ impl World {
     }
 
     fn report_transfer(&mut self, transfer: &Transfer, arrived: bool) {
-        let to: ReplicaId = replica_of(transfer.to);
-        self.tell(transfer.from, Input::SnapshotSent { group: transfer.group, to, arrived });
+        let input = Input::SnapshotSent { group: transfer.group, to: transfer.receiver, arrived };
+        self.tell(transfer.from, input);
+    }
+
+    /// The shard has no use for a snapshot that is staged.
+    pub(super) fn drop_snapshot(&mut self, id: NodeId, group: GroupId, index: Index) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let staged = node.disk.staged.remove(&group).expect("what is unwanted is staged");
+        assert_eq!(staged.head.index, index);
+        self.faults.count("snapshot unwanted");
+        if self.bug == Some(Bug::InstallUnwanted) {
+            self.life(id).states.insert(group, staged.state);
+        }
     }
 }
