@@ -11,7 +11,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build ## start a node, upload a machine, use it, kill the node, see that nothing was lost
+demo: build ## start three nodes, upload a machine, kill the leader with SIGKILL, go on, see all three equal
 	@tests/demo.sh "$$CARGO_TARGET_DIR/release/statehouse"
 
 .PHONY: test

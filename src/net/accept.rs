@@ -169,6 +169,8 @@ impl Reception {
             messages: Vec::new(),
         };
         let trouble = tokio::select! {
+            // What has come is read before anybody says that nothing came.
+            biased;
             trouble = visit.read(socket, &life) => trouble,
             trouble = outlet.pump() => trouble,
             trouble = outlet.beat(config.beat_ms, config.silent_after_ms, &life) => trouble,
@@ -199,33 +201,37 @@ struct Visit<'a> {
 
 impl Visit<'_> {
     async fn read(&mut self, mut socket: Socket, life: &Life) -> Trouble {
+        let mut counted = socket.received_bytes;
         loop {
-            let before = socket.received_bytes;
+            // First what came together with the greeting.
+            let taken = self.take_all(&mut socket);
+            // What came whole before something wrong counts.
+            self.hand_over();
+            let frames = match taken {
+                Ok(frames) => frames,
+                Err(trouble) => return trouble,
+            };
+            if let Some(link) = self.reception.peers.get(self.node) {
+                link.heard();
+                link.traffic.received(frames, socket.received_bytes - counted);
+            }
+            counted = socket.received_bytes;
+            while self.running.try_join_next().is_some() {}
             if let Err(trouble) = socket.fill().await {
                 return trouble;
             }
             life.heard();
-            let mut frames = 0;
-            loop {
-                let taken = match socket.take() {
-                    Ok(Some(frame)) => self.take(frame),
-                    Ok(None) => break,
-                    Err(trouble) => Err(trouble),
-                };
-                if let Err(trouble) = taken {
-                    // What came whole before it counts.
-                    self.hand_over();
-                    return trouble;
-                }
-                frames += 1;
-            }
-            self.hand_over();
-            if let Some(link) = self.reception.peers.get(self.node) {
-                link.heard();
-                link.traffic.received(frames, socket.received_bytes - before);
-            }
-            while self.running.try_join_next().is_some() {}
         }
+    }
+
+    /// Takes all frames that have arrived, and counts them.
+    fn take_all(&mut self, socket: &mut Socket) -> Result<u64, Trouble> {
+        let mut frames = 0;
+        while let Some(frame) = socket.take()? {
+            self.take(frame)?;
+            frames += 1;
+        }
+        Ok(frames)
     }
 
     fn take(&mut self, frame: Frame) -> Result<(), Trouble> {

@@ -205,12 +205,14 @@ impl Link {
         }
         socket.raise_limit(config.frame_bytes_max);
         let bytes_max = usize::try_from(welcome.frame_bytes_max).unwrap_or(usize::MAX);
-        current.open(socket.stream().clone(), bytes_max.min(config.frame_bytes_max));
         self.traffic.connects.fetch_add(1, Ordering::Relaxed);
         self.set_standing(true, None);
+        current.open(socket.stream().clone(), bytes_max.min(config.frame_bytes_max));
         tracing::info!(node = %self.node, address = self.address, "a link stands");
         let life = Life::new(self.context.clock);
         let trouble = tokio::select! {
+            // What has come is read before anybody says that nothing came.
+            biased;
             trouble = read_answers(&mut socket, &current, &self.traffic, &life) => trouble,
             trouble = current.pump() => trouble,
             trouble = current.beat(config.beat_ms, config.silent_after_ms, &life) => trouble,
@@ -310,33 +312,35 @@ fn outlet(context: &Context, traffic: &Arc<Traffic>) -> Arc<Outlet> {
     Arc::new(Outlet::new(config.queue_bytes_max, bounds, traffic.clone()))
 }
 
-/// Hands answers to those who asked.
+/// Hands answers to those who asked, until the connection ends.
 async fn read_answers(socket: &mut Socket, outlet: &Outlet, traffic: &Traffic, life: &Life) -> Trouble {
+    let mut counted = socket.received_bytes;
     loop {
-        let before = socket.received_bytes;
+        // First what came together with the welcome.
+        match take_answers(socket, outlet) {
+            Ok(frames) => traffic.received(frames, socket.received_bytes - counted),
+            Err(trouble) => return trouble,
+        }
+        counted = socket.received_bytes;
         if let Err(trouble) = socket.fill().await {
             return trouble;
         }
         life.heard();
-        let mut frames = 0;
-        loop {
-            let frame = match socket.take() {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(trouble) => return trouble,
-            };
-            frames += 1;
-            match frame.kind {
-                Kind::Answer => match greeting::decode("an answer", frame.payload) {
-                    Ok(answer) => outlet.asks.answered(answer),
-                    Err(trouble) => return trouble,
-                },
-                Kind::Beat => {}
-                other => return Trouble::Misplaced(other),
-            }
-        }
-        traffic.received(frames, socket.received_bytes - before);
     }
+}
+
+/// Hands out all answers that have arrived, and counts the frames.
+fn take_answers(socket: &mut Socket, outlet: &Outlet) -> Result<u64, Trouble> {
+    let mut frames = 0;
+    while let Some(frame) = socket.take()? {
+        match frame.kind {
+            Kind::Answer => outlet.asks.answered(greeting::decode("an answer", frame.payload)?),
+            Kind::Beat => {}
+            other => return Err(Trouble::Misplaced(other)),
+        }
+        frames += 1;
+    }
+    Ok(frames)
 }
 
 /// Pauses between attempts.

@@ -72,7 +72,9 @@ fn of_a_request_whose_link_breaks_nobody_knows() {
             asked(&host, 1).await;
             proxy.cut();
         });
-        assert!(answer.unwrap_err().perhaps_done());
+        let told = answer.unwrap_err();
+        let at_once = |why: &str| !why.contains("no answer came within");
+        assert!(matches!(&told, AskError::Unknown(why) if at_once(why)), "{told}");
         // The next goes over a new link.
         connected(&one, TWO).await;
         assert_eq!(one.ask(TWO, "x".into(), DEADLINE).await.unwrap(), "1: x");
@@ -122,14 +124,47 @@ fn requests_over_the_bounds_are_refused_and_messages_pass_them() {
         };
         let (first, second, ()) = tokio::join!(wait(), wait(), rest);
         assert_eq!((first.unwrap(), second.unwrap()), ("1: wait".into(), "1: wait".into()));
-        let [waiting] = [futures_util::future::join_all((0..3).map(|_| wait()))];
-        let fourth = async {
-            until("three requests", || (peer(&one, TWO).asks_under_way == 3).then_some(())).await;
-            one.ask(TWO, "x".into(), DEADLINE).await.unwrap_err()
+    });
+}
+
+#[test]
+fn requests_over_the_own_bounds_are_not_sent() {
+    run(async {
+        let narrow = NetConfig { asks_max: 3, ask_bytes_max: 1_000, ..config(ONE) };
+        let [(_, one), (host, _two)] = pair(narrow, config(TWO)).await;
+        let wait = || one.ask(TWO, "wait".into(), DEADLINE);
+        let rest = async {
+            asked(&host, 3).await;
+            let told = one.ask(TWO, "x".into(), DEADLINE).await.unwrap_err();
+            assert!(matches!(&told, AskError::NotSent(why) if why.contains("3 requests")), "{told}");
+            host.gate.add_permits(1);
+            until("a free place", || (peer(&one, TWO).asks_under_way == 2).then_some(())).await;
+            let told = one.ask(TWO, vec![0; 1_000].into(), DEADLINE).await.unwrap_err();
+            assert!(matches!(&told, AskError::NotSent(why) if why.contains("limit of 1000")), "{told}");
+            assert_eq!(one.ask(TWO, "x".into(), DEADLINE).await.unwrap(), "1: x");
+            host.gate.add_permits(2);
         };
-        let both = futures_util::future::select(Box::pin(waiting), Box::pin(fourth)).await;
-        let futures_util::future::Either::Right((told, _)) = both else { panic!("they wait for the gate") };
-        assert!(matches!(&told, AskError::NotSent(why) if why.contains("3 requests")), "{told}");
+        let (first, second, third, ()) = tokio::join!(wait(), wait(), wait(), rest);
+        assert!([first, second, third].iter().all(Result::is_ok));
+        assert_eq!(host.seen.lock().asked, 4);
+    });
+}
+
+#[test]
+fn a_request_comes_after_the_messages_sent_before_it() {
+    run(async {
+        for _ in 0..10 {
+            let ((_, one), (host, two)) = (start(config(ONE)).await, start(config(TWO)).await);
+            // All of it is queued before there is a connection, so that it arrives together.
+            one.locate(TWO, Some(two.advertised().to_owned()));
+            one.send((0..100).map(|number| numbered(TWO, 1, number)).collect());
+            let late = async { one.send((100..20_000).map(|number| numbered(TWO, 1, number)).collect()) };
+            let (answer, ()) = tokio::join!(biased; one.ask(TWO, "x".into(), DEADLINE), late);
+            assert_eq!(answer.unwrap(), "1: x");
+            let before = host.seen.lock().messages_before_last_ask;
+            assert!(before >= 100, "{before} of 100 messages");
+            host.wait_for_messages(20_000).await;
+        }
     });
 }
 
@@ -161,7 +196,11 @@ fn an_answer_that_is_too_large_is_told_as_lost() {
 #[test]
 fn requests_that_wait_for_a_link_fail_as_not_sent_when_there_is_none() {
     run(async {
-        let (one, proxy, host, two) = through_proxy(config(TWO)).await;
+        let wary = NetConfig { silent_after_ms: 3_000, ..config(ONE) };
+        let [(_, one), (host, two)] = pair(wary, config(TWO)).await;
+        let proxy = Proxy::start(two.address()).await;
+        one.locate(TWO, Some(proxy.address.clone()));
+        connected(&one, TWO).await;
         // The connection stands still: what fits into the system's buffers may have been sent, the rest not.
         proxy.hold(true);
         let many = (0..40).map(|_| one.ask(TWO, Bytes::from(vec![7; 1 << 20]), DEADLINE));

