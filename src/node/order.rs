@@ -337,6 +337,8 @@ impl Desk {
 
     fn dispatch(&mut self) -> Result<(), Fault> {
         let mut out = std::mem::take(&mut self.out);
+        // What this replica ceases to be is known here before any other hears of it: readers rely on it.
+        out.roles.drain(..).for_each(|role| self.role(role));
         // A leader's words leave before it writes: the others write at the same time.
         if !out.messages.is_empty() {
             self.stage.send(std::mem::take(&mut out.messages));
@@ -344,7 +346,6 @@ impl Desk {
         if !out.log.is_empty() {
             self.stage.log.write(std::mem::take(&mut out.log))?;
         }
-        out.roles.drain(..).for_each(|role| self.role(role));
         out.proposed.drain(..).for_each(|proposed| self.place(proposed));
         out.refused.drain(..).for_each(|(id, why)| self.refuse(id, &why));
         out.apply.drain(..).for_each(|job| self.apply(job));
