@@ -29,6 +29,8 @@ impl Group {
                 self.answer(ids, Ok(Index(self.node.raft.raft_log.committed)), turn);
             }
         } else if self.node.raft.leader_id != raft::INVALID_ID
+            // While a round is under way the next one gathers: under load a round answers many.
+            && !self.reads.round_under_way()
             && (!self.leads() || self.node.raft.commit_to_current_term())
         {
             let leads_in = if self.leads() { Term(self.node.raft.term) } else { Term(0) };
