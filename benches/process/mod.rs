@@ -6,6 +6,12 @@ use std::process::{Child, Command, Stdio};
 
 use statehouse::client::Client;
 
+/// The program under load: this build, unless another one is named.
+fn program() -> Command {
+    let program = std::env::var("STATEHOUSE_PROGRAM");
+    Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_statehouse")))
+}
+
 /// The node under load.
 pub struct Node {
     child: Child,
@@ -13,22 +19,39 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node on `data_dir` and waits until it is ready.
+    /// Starts a node that is alone on `data_dir`, with a kv machine, and waits until it is ready.
     pub fn start(data_dir: &std::path::Path) -> Node {
-        let program = std::env::var("STATEHOUSE_PROGRAM");
-        let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_statehouse")));
+        let mut command = program();
         command.args(["dev", "--json", "--client", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data-dir"]);
-        let mut child = command
-            .arg(data_dir)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the node starts");
+        command.arg(data_dir);
+        Node::spawn(command)
+    }
+
+    /// Starts a node of a cluster: the first, or one that joins the node at a client address.
+    pub fn serve(data_dir: &std::path::Path, number: usize, join: Option<&str>) -> Node {
+        let mut command = program();
+        command.args(["serve", "--json", "--client", "127.0.0.1:0", "--peer", "127.0.0.1:0"]);
+        command.args(["--name", &format!("bench-{number}"), "--data-dir"]).arg(data_dir);
+        match join {
+            Some(address) => command.args(["--join", address]),
+            None => command.arg("--bootstrap"),
+        };
+        Node::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Node {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the node starts");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
         let ready: serde_json::Value = serde_json::from_str(&line).expect("the node is ready");
         let address = ready["ready"]["client"].as_str().expect("an address").to_string();
         Node { child, address }
+    }
+
+    /// Where clients reach it.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// A client of the node.
