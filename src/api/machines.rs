@@ -60,8 +60,16 @@ impl Machines for MachinesService {
     }
 
     async fn get(&self, request: Request<v1::GetMachineRequest>) -> Result<Response<v1::Machine>, Status> {
-        let machine = self.serving.node.machine(&request.into_inner().name).map_err(refused)?;
+        let machine = self.serving.node.find_machine(&request.into_inner().name).await.map_err(refused)?;
         Ok(Response::new(machine.into()))
+    }
+
+    async fn verify(
+        &self,
+        request: Request<v1::VerifyMachineRequest>,
+    ) -> Result<Response<v1::VerifyMachineResponse>, Status> {
+        let verified = self.serving.node.verify_machine(&request.into_inner().name).await;
+        Ok(Response::new(verified.map_err(refused)?.into()))
     }
 
     async fn delete(

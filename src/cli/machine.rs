@@ -1,15 +1,17 @@
 //! `statehouse machine`: machines on a node.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{Global, Usage, module, output, payload};
+use super::{Global, Shown, Usage, module, output, payload};
 use crate::catalog::{REPLICAS_DEFAULT, REPLICAS_MAX};
 use crate::client::Client;
-use crate::id::Digest;
-use crate::node::request::MachineInfo;
+use crate::error::Error;
+use crate::id::{Digest, NodeId};
+use crate::node::request::{MachineInfo, MemberInfo, Verified, VerifiedReplica};
 
 /// Create machines, see which there are, delete them
 #[derive(Debug, Subcommand)]
@@ -52,6 +54,16 @@ pub enum Machine {
         /// Its name
         name: String,
     },
+    /// Compare a machine's replicas with each other
+    #[command(
+        after_help = "The leader puts its hash into the log, and each replica compares its own when it comes \
+            to it. One that differs halts and serves no reads. Ends with 1 unless all are in lockstep.\n\n\
+            Examples:\n  statehouse machine verify notes"
+    )]
+    Verify {
+        /// Its name
+        name: String,
+    },
     /// Delete a machine with its state and history; its module stays
     #[command(after_help = "Examples:\n  statehouse machine delete notes")]
     Delete {
@@ -67,10 +79,14 @@ impl Machine {
             Machine::Create { name, module, init, replicas } => {
                 let configuration = payload::read(init.as_deref().unwrap_or_default(), false)?;
                 let module = resolve(&client, &module).await?;
-                show(global, &client.create_replicated(&name, &module, configuration, replicas).await?)
+                let created = client.create_replicated(&name, &module, configuration, replicas).await?;
+                show(global, &created, &Names::of(&client).await?)
             }
-            Machine::List => list(global, &client.machines().await?),
-            Machine::Show { name } => show(global, &client.machine(&name).await?),
+            Machine::List => list(global, &client.machines().await?, &Names::of(&client).await?),
+            Machine::Show { name } => show(global, &client.machine(&name).await?, &Names::of(&client).await?),
+            Machine::Verify { name } => {
+                verify(global, &client.verify_machine(&name).await?, &Names::of(&client).await?)
+            }
             Machine::Delete { name } => {
                 client.delete_machine(&name).await?;
                 if global.json {
@@ -79,6 +95,58 @@ impl Machine {
                 Ok(())
             }
         }
+    }
+}
+
+fn verify(global: &Global, verified: &Verified, names: &Names) -> anyhow::Result<()> {
+    if global.json {
+        let replica = |replica: &VerifiedReplica| {
+            let (index, hash) = replica.standing.clone().ok().unzip();
+            json!({
+                "node": replica.node.to_string(),
+                "name": names.name(replica.node),
+                "applied_index": index.map(|index| index.0),
+                "state_hash": hash.map(|hash| hash.to_string()),
+                "failure": replica.standing.as_ref().err(),
+            })
+        };
+        let replicas: Vec<Value> = verified.replicas.iter().map(replica).collect();
+        output::json(&json!({ "index": verified.index.0, "replicas": replicas }))?;
+    } else {
+        let row = |replica: &VerifiedReplica| match &replica.standing {
+            Ok((index, hash)) => {
+                let hash = hash.to_string()[..16].to_owned();
+                vec![names.name(replica.node), "in lockstep".into(), index.to_string(), hash]
+            }
+            Err(why) => {
+                let why = output::printable(why.as_bytes());
+                vec![names.name(replica.node), why, String::new(), String::new()]
+            }
+        };
+        let rows: Vec<Vec<String>> = verified.replicas.iter().map(row).collect();
+        output::table(&["NODE", "STATE", "INDEX", "HASH"], &rows)?;
+    }
+    let all = verified.replicas.iter().all(|replica| replica.standing.is_ok());
+    if all { Ok(()) } else { Err(Shown.into()) }
+}
+
+/// What the nodes are called.
+pub struct Names(BTreeMap<NodeId, String>);
+
+impl Names {
+    pub async fn of(client: &Client) -> Result<Names, Error> {
+        Ok(Names::from(&client.members().await?.1))
+    }
+
+    /// A node's name, or its id if it is gone.
+    fn name(&self, node: NodeId) -> String {
+        self.0.get(&node).cloned().unwrap_or_else(|| node.to_string())
+    }
+}
+
+impl From<&Vec<MemberInfo>> for Names {
+    fn from(members: &Vec<MemberInfo>) -> Names {
+        Names(members.iter().map(|member| (member.node, member.name.clone())).collect())
     }
 }
 
@@ -127,37 +195,40 @@ pub fn machine_json(machine: &MachineInfo) -> Value {
         "group": machine.group.0,
         "input_fuel": machine.input_fuel,
         "engine": machine.engine,
+        "replicas": machine.replicas.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "replicas_wanted": machine.replicas_wanted,
         "replica": replica,
     })
 }
 
-fn list(global: &Global, machines: &[MachineInfo]) -> anyhow::Result<()> {
+fn list(global: &Global, machines: &[MachineInfo], names: &Names) -> anyhow::Result<()> {
     if global.json {
         output::json(&machines.iter().map(machine_json).collect())?;
         return Ok(());
     }
-    table(machines)
+    table(machines, names)
 }
 
 /// Machines in columns; digests are shortened.
-pub fn table(machines: &[MachineInfo]) -> anyhow::Result<()> {
+pub fn table(machines: &[MachineInfo], names: &Names) -> anyhow::Result<()> {
     let row = |machine: &MachineInfo| {
         let replica = machine.replica.as_ref();
         vec![
             machine.name.clone(),
             module::world(machine.world).to_string(),
             machine.module.to_string()[..12].to_string(),
+            replica.and_then(|replica| replica.leader).map(|node| names.name(node)).unwrap_or_default(),
             replica.map(|replica| replica.applied.to_string()).unwrap_or_default(),
             replica.map(|replica| replica.revision.to_string()).unwrap_or_default(),
             state(machine),
         ]
     };
     let rows: Vec<_> = machines.iter().map(row).collect();
-    output::table(&["NAME", "WORLD", "MODULE", "INDEX", "REVISION", "STATE"], &rows)?;
+    output::table(&["NAME", "WORLD", "MODULE", "LEADER", "INDEX", "REVISION", "STATE"], &rows)?;
     Ok(())
 }
 
-fn show(global: &Global, machine: &MachineInfo) -> anyhow::Result<()> {
+fn show(global: &Global, machine: &MachineInfo, names: &Names) -> anyhow::Result<()> {
     if global.json {
         output::json(&machine_json(machine))?;
         return Ok(());
@@ -169,9 +240,13 @@ fn show(global: &Global, machine: &MachineInfo) -> anyhow::Result<()> {
     output::line(format_args!("group     {}", machine.group))?;
     output::line(format_args!("fuel      {} for each input", machine.input_fuel))?;
     output::line(format_args!("engine    {}", machine.engine))?;
+    let nodes: Vec<String> = machine.replicas.iter().map(|node| names.name(*node)).collect();
+    let (there, wanted) = (nodes.len(), machine.replicas_wanted);
+    let more = if (there as u32) < wanted { format!(" ({wanted} wanted)") } else { String::new() };
+    output::line(format_args!("replicas  {}{more}", nodes.join(", ")))?;
     output::line(format_args!("state     {}", state(machine)))?;
     if let Some(replica) = &machine.replica {
-        let leader = replica.leader.map_or("none".into(), |node| node.to_string());
+        let leader = replica.leader.map_or("none".into(), |node| names.name(node));
         output::line(format_args!("leader    {leader}"))?;
         output::line(format_args!("term      {}", replica.term))?;
         output::line(format_args!("index     {}", replica.applied))?;

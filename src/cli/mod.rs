@@ -310,6 +310,7 @@ mod tests {
             "statehouse machine create NAME --module builtin:kv --replicas 5",
             "statehouse machine list",
             "statehouse machine show NAME",
+            "statehouse machine verify NAME",
             "statehouse machine delete NAME",
             "statehouse member list",
             "statehouse member promote NAME",

@@ -3,11 +3,12 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{Global, machine, output};
+use super::machine::Names;
+use super::{Global, machine, member, output};
 use crate::client::RemoteStatus;
-use crate::node::request::MachineInfo;
+use crate::node::request::{MachineInfo, MemberInfo};
 
-/// Show how the node is, and its machines
+/// Show how the node is, the cluster, and its machines
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
         statehouse status\n  \
@@ -19,11 +20,15 @@ impl Status {
         let client = global.client()?;
         let status = client.status().await?;
         let machines = client.machines().await?;
-        if global.json { json(&status, &machines) } else { text(&status, &machines) }
+        let (_, members) = client.members().await?;
+        match global.json {
+            true => json(&status, &machines, &members),
+            false => text(&status, &machines, &members),
+        }
     }
 }
 
-fn json(status: &RemoteStatus, machines: &[MachineInfo]) -> anyhow::Result<()> {
+fn json(status: &RemoteStatus, machines: &[MachineInfo], members: &[MemberInfo]) -> anyhow::Result<()> {
     output::json(&json!({
         "node": status.node.to_string(),
         "name": status.name,
@@ -33,12 +38,13 @@ fn json(status: &RemoteStatus, machines: &[MachineInfo]) -> anyhow::Result<()> {
         "data_dir": status.data_dir,
         "modules": status.modules,
         "not_ready": status.not_ready,
+        "members": members.iter().map(member::member_json).collect::<Vec<_>>(),
         "machines": machines.iter().map(machine::machine_json).collect::<Vec<_>>(),
     }))?;
     Ok(())
 }
 
-fn text(status: &RemoteStatus, machines: &[MachineInfo]) -> anyhow::Result<()> {
+fn text(status: &RemoteStatus, machines: &[MachineInfo], members: &Vec<MemberInfo>) -> anyhow::Result<()> {
     let ready = status.not_ready.as_ref().map_or("yes".into(), |why| format!("no: {why}"));
     output::line(format_args!("node      {} ({})", status.name, status.node))?;
     output::line(format_args!("ready     {ready}"))?;
@@ -48,9 +54,13 @@ fn text(status: &RemoteStatus, machines: &[MachineInfo]) -> anyhow::Result<()> {
     output::line(format_args!("data      {}", status.data_dir.display()))?;
     output::line(format_args!("modules   {}", status.modules))?;
     output::line(format_args!("machines  {}", status.machines))?;
+    if members.len() > 1 {
+        output::line("")?;
+        member::table(members)?;
+    }
     if !machines.is_empty() {
         output::line("")?;
-        machine::table(machines)?;
+        machine::table(machines, &Names::from(members))?;
     }
     Ok(())
 }

@@ -61,7 +61,7 @@ use tonic::{Request, Response, Status};
 pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
 use crate::error::Error;
 use crate::id::Digest;
-use crate::node::request::{Answered, Applied, Consistency, MachineInfo, ModuleInfo};
+use crate::node::request::{Answered, Applied, Consistency, MachineInfo, ModuleInfo, Verified};
 pub use crate::proto::convert::RemoteStatus;
 use crate::proto::v1::commands_client::CommandsClient;
 use crate::proto::v1::machines_client::MachinesClient;
@@ -234,6 +234,16 @@ impl Client {
     pub async fn machine(&self, name: &str) -> Result<MachineInfo, Error> {
         let message = v1::GetMachineRequest { name: name.into() };
         let call = |channel, message| async move { MachinesClient::new(channel).get(message).await };
+        self.call(Again::Always, message, call).await?.try_into()
+    }
+
+    /// Has the leader put its hash into the machine's log, and tells how each replica compares with it.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` without a leader.
+    pub async fn verify_machine(&self, name: &str) -> Result<Verified, Error> {
+        let message = v1::VerifyMachineRequest { name: name.into() };
+        let call = |channel, message| async move { MachinesClient::new(channel).verify(message).await };
         self.call(Again::Always, message, call).await?.try_into()
     }
 

@@ -193,8 +193,9 @@ impl<'a> Run<'a> {
             Some(Act::Command(payload)) => self.input(Input::Command(payload.clone())),
             Some(Act::Create(create)) => self.create(create),
             Some(Act::Expire(expire)) => self.expire(expire),
-            // A verdict is obeyed before its own turn comes, by whoever waits for it.
-            Some(Act::Verdict(_)) => Ok(Outcome::Ok(Bytes::new())),
+            // A verdict is obeyed before its own turn comes, by whoever waits for it; a beacon is compared
+            // before its batch is applied.
+            Some(Act::Verdict(_) | Act::Beacon(_)) => Ok(Outcome::Ok(Bytes::new())),
             None => Ok(Outcome::Host(HostCode::Invalid)),
         }
     }

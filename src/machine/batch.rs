@@ -22,7 +22,7 @@ pub struct Batch {
 #[derive(Clone, PartialEq, Message)]
 pub struct Operation {
     /// Which; none means that a newer version wrote it, and the outcome is `HostCode::Invalid`.
-    #[prost(oneof = "Act", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5")]
     pub act: Option<Act>,
 }
 
@@ -41,6 +41,9 @@ pub enum Act {
     /// What the leader found of an input at which resident replicas ran out of budget.
     #[prost(message, tag = "4")]
     Verdict(Verdict),
+    /// The leader's hash at an earlier index, for the replicas to compare theirs with. Changes nothing.
+    #[prost(message, tag = "5")]
+    Beacon(Beacon),
 }
 
 /// The machine is made from `module` with `configuration`.
@@ -74,6 +77,17 @@ pub struct Verdict {
     /// True: the input's outcome is `exhausted` on every replica. False: retry it with double the budget.
     #[prost(bool, tag = "3")]
     pub exhausted: bool,
+}
+
+/// Where the leader stood when it proposed this.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Beacon {
+    /// The last index that it had applied.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Its rolling hash there, 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
 }
 
 impl Batch {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::history::LogHistory;
 use super::lane::{Lane, Placed, Published};
+use super::lockstep::Lockstep;
 use super::order::{Order, Waiter};
 use super::request;
 use super::stage::Stage;
@@ -24,7 +25,7 @@ use crate::machine::overlay::Write;
 use crate::machine::resident::{Halt, Resident};
 use crate::machine::settled;
 use crate::machine::view::{Table, View};
-use crate::raft::SnapshotHead;
+use crate::raft::{Role, SnapshotHead};
 use crate::storage::entry::{Entry, EntryKind};
 
 /// What has changed in a machine's rows.
@@ -53,6 +54,7 @@ pub struct Applier {
     view: Arc<dyn View>,
     behavior: Behavior,
     on_change: Option<OnChange>,
+    lockstep: Lockstep,
     /// Entries that wait for a verdict on an input of the first of them.
     stalled: VecDeque<Placed>,
 }
@@ -78,7 +80,15 @@ impl Applier {
         behavior: Behavior,
         on_change: Option<OnChange>,
     ) -> Applier {
-        Applier { group, head, view, behavior, on_change, stalled: VecDeque::new() }
+        Applier {
+            group,
+            head,
+            view,
+            behavior,
+            on_change,
+            lockstep: Lockstep::default(),
+            stalled: VecDeque::new(),
+        }
     }
 
     /// Where the machine stands.
@@ -146,6 +156,7 @@ impl Applier {
                 stage.snapshots.remove_before(self.group, snapshot.index)?;
             }
         }
+        self.lockstep.forget();
         if let Some(on_change) = &self.on_change {
             on_change(Changed::All)?;
         }
@@ -205,6 +216,7 @@ impl Applier {
         }
         let begun_ns = stage.clock.elapsed_ns();
         let batch = Batch::read(entry.data.clone())?;
+        self.lockstep.check(&batch).map_err(Obstacle::Halt)?;
         let applied = self.run(entry.index, &batch, stage)?;
         let rows = applied.writes.iter().map(|w| (w.table, &w.key, w.value.as_ref()));
         stage.state.write(self.group, rows, &applied.head)?;
@@ -214,6 +226,7 @@ impl Applier {
         }
         self.tell(entry.index, &applied.notes);
         self.publish(lane, entry, stage);
+        self.send_beacon(lane, stage);
         stage.note_written(entry.data.len() as u64);
         stage.metrics.batch_applied(batch.operations.len(), stage.clock.elapsed_ns() - begun_ns);
         Ok(Some(applied))
@@ -259,11 +272,20 @@ impl Applier {
         lane.publish(published);
     }
 
+    /// Now and then a leader says where it stood, so that the others compare.
+    fn send_beacon(&mut self, lane: &Lane, stage: &Stage) {
+        self.lockstep.note(&self.head);
+        let leads = stage.net.is_some() && lane.role().is_some_and(|role| role.role == Role::Leader);
+        if leads && let Some(operation) = self.lockstep.due(&self.head) {
+            stage.orders.send(Order::Propose { group: self.group, operation, waiter: None });
+        }
+    }
+
     /// The leader's own experience becomes the verdict that all replicas obey.
     fn ask_for_verdict(&self, lane: &Lane, index: Index, offset: u32, stage: &Stage) {
         tracing::warn!(group = %self.group, %index, offset, "an input ran out of budget and waits for a \
             verdict");
-        if lane.role().is_some_and(|role| role.role == crate::raft::Role::Leader) {
+        if lane.role().is_some_and(|role| role.role == Role::Leader) {
             let verdict = Verdict { index: index.0, offset, exhausted: true };
             let operation = Operation { act: Some(Act::Verdict(verdict)) };
             stage.orders.send(Order::Propose { group: self.group, operation, waiter: None });
@@ -318,7 +340,10 @@ fn answer(waiters: Vec<Option<Waiter>>, applied: &Applied) {
 }
 
 fn halted_here(why: &str) -> Error {
-    Error::FailedPrecondition(format!("the machine is halted here: {why}"))
+    // It is in the log: replicas that are not halted apply it, and so may this one after a restart.
+    Error::Unknown(format!(
+        "the machine is halted here, and whether the command is applied is unknown: {why}"
+    ))
 }
 
 fn refuse(waiters: Vec<Option<Waiter>>, why: &Error) {

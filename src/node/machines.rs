@@ -58,8 +58,16 @@ impl Node {
         created.await.map_err(|e| Fault::new(format!("creating a machine panicked: {e}")))?
     }
 
+    /// Ends a creation that was cut short.
+    pub(super) async fn end_creation(&self, record: MachineRecord) {
+        let name = record.name.clone();
+        if let Err(why) = self.finish_creation(record).await {
+            tracing::warn!(machine = name, %why, "a creation that was cut short did not end well");
+        }
+    }
+
     /// Proposes the machine's first input and tells the catalog how it went.
-    pub(super) async fn finish_creation(&self, record: MachineRecord) -> Result<MachineInfo, Error> {
+    async fn finish_creation(&self, record: MachineRecord) -> Result<MachineInfo, Error> {
         let (group, module) = (record.group(), record.module()?);
         let known = self.inner.registry.wait(|registry| registry.by_group(group)).await;
         let created = match &known.open {
@@ -97,7 +105,12 @@ impl Node {
         self.inner.registry.all().iter().map(|machine| machine.info()).collect()
     }
 
-    /// One machine.
+    /// One machine, as of a moment after this was asked.
+    pub async fn find_machine(&self, name: &str) -> Result<MachineInfo, Error> {
+        Ok(self.find(name).await?.info())
+    }
+
+    /// One machine, as far as this node knows.
     pub fn machine(&self, name: &str) -> Result<MachineInfo, Error> {
         self.check_alive()?;
         Ok(self.known(name)?.info())

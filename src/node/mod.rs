@@ -6,6 +6,7 @@
 //! - `order`: steps the shard, for whoever brings something
 //! - [`cluster`]: what makes a node part of a cluster
 //! - `lane`, `applier`, `workers`: from committed entries to outcomes
+//! - `lockstep`: whether a replica still is one
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
@@ -19,6 +20,7 @@ pub mod config;
 mod history;
 mod keeper;
 mod lane;
+mod lockstep;
 mod machine;
 mod machines;
 mod metrics;
@@ -194,19 +196,11 @@ impl Node {
             _ = failure.wait_for(Option::is_some) => {}
         }
         self.check_alive()?;
-        let catalog = self.inner.catalog.load_full();
-        for record in catalog.machines.values().filter(|record| !record.ready) {
-            // Its creator may have been another node, or this one before it stopped.
-            let (node, record) = (self.clone(), record.clone());
-            let finishing = self.spawn(async move {
-                let name = record.name.clone();
-                if let Err(why) = node.finish_creation(record).await {
-                    tracing::warn!(machine = name, %why, "a creation that was cut short did not end well");
-                }
-            });
-            if self.inner.stage.net.is_none() {
-                // Alone, it is this node's: it is not ready before that.
-                let _ = finishing.await;
+        if self.inner.stage.net.is_none() {
+            // Alone, it is this node's to end what it began. In a cluster the leader of the group does.
+            let catalog = self.inner.catalog.load_full();
+            for record in catalog.machines.values().filter(|record| !record.ready) {
+                self.end_creation(record.clone()).await;
             }
         }
         Ok(())

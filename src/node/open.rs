@@ -179,10 +179,15 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     Ok(Opened { inner, gate, errands })
 }
 
+/// Groups with nothing to do fall asleep after so many ticks.
+const SLEEP_AFTER_TICKS: usize = 50;
+
 fn shard_config(config: &NodeConfig, directory: &Directory) -> ShardConfig {
     let mut shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
     shard.tick_ms = config.tick_ms;
     shard.lag_entries_max = config.log_keep_entries;
+    // The peer link tells when a node falls silent: those asleep need not watch each other.
+    shard.sleep_after_ticks = if config.peer.is_some() { SLEEP_AFTER_TICKS } else { 0 };
     shard
 }
 

@@ -114,6 +114,25 @@ pub struct ReplicaInfo {
     pub halted: Option<String>,
 }
 
+/// How the replicas of a machine compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Where in the log the leader put its hash.
+    pub index: Index,
+    /// Each replica.
+    pub replicas: Vec<VerifiedReplica>,
+}
+
+/// A replica that was compared with its leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedReplica {
+    /// Its node.
+    pub node: NodeId,
+    /// Where it stands and with which hash, past the leader's hash and in agreement with it; or why that
+    /// cannot be said.
+    pub standing: Result<(Index, StateHash), String>,
+}
+
 /// What a cluster is told of a node that joins it, or has moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Introduction {

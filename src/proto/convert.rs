@@ -191,13 +191,18 @@ impl From<ReplicaInfo> for v1::Replica {
     }
 }
 
+/// Reads a state's hash.
+pub(super) fn state_hash(digits: &str) -> Result<StateHash, Error> {
+    let mut hash = StateHash::default();
+    hex::decode_to_slice(digits, &mut hash.0).map_err(|_| odd(format_args!("state hash {digits:?}")))?;
+    Ok(hash)
+}
+
 impl TryFrom<v1::Replica> for ReplicaInfo {
     type Error = Error;
 
     fn try_from(message: v1::Replica) -> Result<ReplicaInfo, Error> {
-        let mut hash = StateHash::default();
-        hex::decode_to_slice(&message.state_hash, &mut hash.0)
-            .map_err(|_| odd(format_args!("state hash {:?}", message.state_hash)))?;
+        let hash = state_hash(&message.state_hash)?;
         Ok(ReplicaInfo {
             term: Term(message.term),
             leader: message.leader.map(NodeId),

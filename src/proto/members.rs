@@ -1,8 +1,10 @@
-//! The nodes of a cluster as messages, and back.
+//! The nodes of a cluster, and how replicas compare, as messages, and back.
 
 use super::v1;
-use crate::id::{LogTime, NodeId, ReplicaId};
-use crate::node::request::{Contact, Introduction, Invitation, MemberInfo};
+use crate::error::Error;
+use crate::id::{Index, LogTime, NodeId, ReplicaId};
+use crate::node::request::{Contact, Introduction, Invitation, MemberInfo, Verified, VerifiedReplica};
+use crate::proto::convert;
 
 impl From<MemberInfo> for v1::Member {
     fn from(member: MemberInfo) -> v1::Member {
@@ -71,5 +73,39 @@ impl From<v1::JoinRequest> for Introduction {
     fn from(message: v1::JoinRequest) -> Introduction {
         let v1::JoinRequest { node, name, peer_address, client_address, version } = message;
         Introduction { node: NodeId(node), name, peer_address, client_address, version }
+    }
+}
+
+impl From<Verified> for v1::VerifyMachineResponse {
+    fn from(verified: Verified) -> v1::VerifyMachineResponse {
+        let replica = |replica: VerifiedReplica| match replica.standing {
+            Ok((index, hash)) => v1::VerifiedReplica {
+                node: replica.node.0,
+                applied_index: index.0,
+                state_hash: hash.to_string(),
+                failure: None,
+            },
+            Err(why) => {
+                v1::VerifiedReplica { node: replica.node.0, failure: Some(why), ..Default::default() }
+            }
+        };
+        let replicas = verified.replicas.into_iter().map(replica).collect();
+        v1::VerifyMachineResponse { index: verified.index.0, replicas }
+    }
+}
+
+impl TryFrom<v1::VerifyMachineResponse> for Verified {
+    type Error = Error;
+
+    fn try_from(message: v1::VerifyMachineResponse) -> Result<Verified, Error> {
+        let replica = |replica: v1::VerifiedReplica| {
+            let standing = match replica.failure {
+                None => Ok((Index(replica.applied_index), convert::state_hash(&replica.state_hash)?)),
+                Some(why) => Err(why),
+            };
+            Ok(VerifiedReplica { node: NodeId(replica.node), standing })
+        };
+        let replicas = message.replicas.into_iter().map(replica).collect::<Result<_, Error>>()?;
+        Ok(Verified { index: Index(message.index), replicas })
     }
 }

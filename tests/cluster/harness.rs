@@ -84,6 +84,17 @@ impl Cluster {
         self.members.iter().filter_map(|member| member.node.as_ref())
     }
 
+    pub fn directory(&self, number: usize) -> &std::path::Path {
+        self.members[number].directory.path()
+    }
+
+    /// Whether a node leads a machine's group, as far as it knows.
+    pub fn leads(&self, number: usize, machine: &str) -> bool {
+        let node = self.node(number);
+        let replica = node.machine(machine).ok().and_then(|machine| machine.replica);
+        replica.is_some_and(|replica| replica.leader == Some(node.status().node))
+    }
+
     pub async fn stop(&mut self, number: usize) {
         let node = self.members[number].node.take().expect("it runs");
         node.shutdown().await;

@@ -5,11 +5,14 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::words::{Answer, Propose, Question, Transfer, encode_reply};
+use super::words::{Answer, At, Propose, Question, Transfer, encode_reply};
 use crate::error::{Error, Fault};
-use crate::id::{Digest, GroupId, NodeId, ReplicaId};
+use crate::id::{Digest, GroupId, Index, NodeId, ReplicaId, Revision};
+use crate::machine::outcome::Outcome;
 use crate::net::{BulkName, BulkSource, Host, Refusal};
+use crate::node::machine::Machine;
 use crate::node::order::Order;
+use crate::node::request::Applied;
 use crate::node::{Inner, Node};
 use crate::raft::{Input, PeerMessage};
 
@@ -96,6 +99,11 @@ impl Node {
         self.check_alive()?;
         match question {
             Question::Propose(Propose { group, operation }) => {
+                let halted =
+                    |machine: Arc<Machine>| machine.lane().is_some_and(|lane| lane.halted().is_some());
+                if self.inner.registry.by_group(GroupId(group)).is_some_and(halted) {
+                    return Err(Error::NotLeader { leader: None });
+                }
                 match self.propose_here(GroupId(group), operation).await {
                     Ok(applied) => Ok(applied.into()),
                     // It may be opened here in a moment.
@@ -116,6 +124,14 @@ impl Node {
             Question::TakeSnapshot(offer) => {
                 self.take_snapshot(from, offer).await?;
                 Ok(Answer::Done(()))
+            }
+            Question::Beacon(group) => {
+                let index = self.beacon_here(GroupId(group)).await?;
+                let (revision, outcome) = (Revision::default(), Outcome::Ok(Bytes::new()));
+                Ok(Applied { index, revision, outcome }.into())
+            }
+            Question::Stand(At { group, index }) => {
+                Ok(Answer::Standing(self.standing_here(GroupId(group), Index(index)).await?))
             }
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;

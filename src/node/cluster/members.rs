@@ -27,6 +27,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a step may take before it is looked at afresh.
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the node that creates a machine may take before the group's leader does it.
+const CREATION_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Groups that are looked after at the same time: one without a majority must not hold up the others.
 const AT_A_TIME: usize = 64;
 
@@ -84,10 +87,26 @@ impl Node {
         let Some(status) = self.group_status(group).await else { return false };
         let catalog = self.inner.catalog.load_full();
         let Some(wanted) = wanted(&catalog, group) else { return true };
+        if let Some(record) = catalog.machine_of(group).filter(|record| !record.ready) {
+            // Whoever creates it is at it, unless that node is gone.
+            let now_ms = self.inner.catalog_lane.published().time_ms(&self.inner.stage.clock);
+            if now_ms > record.created_ms + CREATION_PATIENCE.as_millis() as u64 {
+                self.end_creation(record.clone()).await;
+            }
+            return false;
+        }
         if let Some(gone) = gone(&catalog, group, &status) {
             let change = Change::ReplicaGone(ReplicaGone { group: group.0, replica: gone.0 });
             if let Err(why) = self.change_catalog(change).await {
                 tracing::debug!(%group, %why, "the catalog was not told that a replica is gone: again later");
+            }
+            return false;
+        }
+        if lane.halted().is_some() {
+            if let Some(to) = plan::successor(&wanted, &status)
+                && let Err(why) = self.transfer_here(group, to).await
+            {
+                tracing::debug!(%group, %to, %why, "a halted replica still leads: again later");
             }
             return false;
         }

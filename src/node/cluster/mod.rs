@@ -6,6 +6,7 @@
 //! - `route`: to the leader, wherever it is; `waiting_room`: what is held while nobody leads
 //! - `roster`: the nodes, as people see and change them
 //! - `members`: sees to it that groups become what the catalog says; `plan`: the next step to that
+//! - `verify`: compares the replicas of a machine
 //! - `modules`: the bytes of modules, on a majority before the catalog names them, and from peers
 //! - `courier`: snapshots for replicas that are behind the log
 
@@ -18,6 +19,7 @@ mod modules;
 mod plan;
 mod roster;
 mod route;
+mod verify;
 mod waiting_room;
 mod words;
 

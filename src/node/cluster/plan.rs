@@ -64,11 +64,16 @@ pub fn next(wanted: &[Wanted], status: &GroupStatus) -> Step {
     match unwanted.iter().find(|replica| **replica != status.replica) {
         Some(other) => Step::Change(vec![MembershipStep::Remove(*other)]),
         None if unwanted.is_empty() => Step::Done,
-        None => match wanted.iter().filter(|wanted| wanted.voter).min_by_key(|w| lacks(status, w.replica)) {
-            Some(next) => Step::HandOver(next.replica),
-            None => Step::Wait,
-        },
+        None => successor(wanted, status).map_or(Step::Wait, Step::HandOver),
     }
+}
+
+/// Of the voters that are to stay, the one that lacks least of the leader's log.
+pub fn successor(wanted: &[Wanted], status: &GroupStatus) -> Option<ReplicaId> {
+    let votes = |replica: ReplicaId| status.membership.voters.contains(&replica.0);
+    let others = wanted.iter().map(|wanted| wanted.replica);
+    let others = others.filter(|replica| *replica != status.replica && votes(*replica));
+    others.min_by_key(|replica| lacks(status, *replica))
 }
 
 /// How many entries of the leader's log a replica lacks, as far as the leader knows.

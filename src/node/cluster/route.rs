@@ -100,6 +100,11 @@ impl Node {
             group => self.inner.registry.by_group(group).and_then(|machine| machine.lane().cloned()),
         };
         let role = lane.as_ref().and_then(|lane| lane.role());
+        if lane.as_ref().is_some_and(|lane| lane.halted().is_some()) && self.inner.stage.net.is_some() {
+            // It would order what it cannot apply: another replica is about to lead.
+            let known = hint.or_else(|| role.and_then(|role| role.leader));
+            return known.filter(|node| *node != own).map_or(Leader::Unknown, Leader::At);
+        }
         if role.is_some_and(|role| role.role == Role::Leader) {
             return Leader::Here;
         }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::error::Error;
-use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, Term};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::batch::Operation;
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
 use crate::node::request::{Answered, Applied, Consistency};
@@ -16,7 +16,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub question: Option<Question>,
 }
 
@@ -38,6 +38,12 @@ pub enum Question {
     /// Have another replica lead a group that you lead.
     #[prost(message, tag = "5")]
     Transfer(Transfer),
+    /// Put your hash into the log of this group, if you lead it.
+    #[prost(uint64, tag = "6")]
+    Beacon(u64),
+    /// How does your replica stand when it has come to this index?
+    #[prost(message, tag = "7")]
+    Stand(At),
 }
 
 /// See [`Question::Propose`].
@@ -77,6 +83,43 @@ pub struct Transfer {
     /// The next leader's replica.
     #[prost(uint64, tag = "2")]
     pub to: u64,
+}
+
+/// A place in a group's log.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct At {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The index.
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+}
+
+/// How a replica stands.
+#[derive(Clone, PartialEq, Message)]
+pub struct Standing {
+    /// The last applied index.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// The rolling hash there.
+    #[prost(bytes = "vec", tag = "2")]
+    hash: Vec<u8>,
+    /// Why it does not serve, if it does not.
+    #[prost(string, optional, tag = "3")]
+    pub halted: Option<String>,
+}
+
+impl Standing {
+    /// A replica that stands there.
+    pub fn new(index: Index, hash: StateHash, halted: Option<String>) -> Standing {
+        Standing { index: index.0, hash: hash.0.to_vec(), halted }
+    }
+
+    /// Its hash.
+    pub fn state_hash(&self) -> Result<StateHash, Error> {
+        self.hash.as_slice().try_into().map(StateHash).map_err(|_| not_understood())
+    }
 }
 
 /// A snapshot that a leader has for a replica that is behind the log.
@@ -163,7 +206,7 @@ impl SnapshotOffer {
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// Which; none: a newer version answers.
-    #[prost(oneof = "Answer", tags = "1, 2, 3")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4")]
     pub answer: Option<Answer>,
 }
 
@@ -179,6 +222,9 @@ pub enum Answer {
     /// It failed.
     #[prost(message, tag = "3")]
     Failed(Failure),
+    /// How a replica stands.
+    #[prost(message, tag = "4")]
+    Standing(Standing),
 }
 
 /// What became of an operation or a query.
