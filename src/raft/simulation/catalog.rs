@@ -35,7 +35,15 @@ impl World {
         match self.coming {
             Coming::Nobody => {}
             Coming::Anybody => self.change_membership(),
-            Coming::Successors if self.lost.is_none() && self.rng.one_in(2) => self.lose_disk(victim),
+            Coming::Successors if self.lost.is_none() && self.rng.one_in(2) => {
+                // The disk that a snapshot is on its way to, if there is one: whom it was for is gone then. It
+                // arrives at the successor.
+                let receiver = self.transfers.first_mut().map(|transfer| {
+                    transfer.give_up_at_ms += 10_000;
+                    transfer.to
+                });
+                self.lose_disk(receiver.unwrap_or(victim));
+            }
             Coming::Successors => {}
         }
     }

@@ -15,12 +15,12 @@ pub(super) struct Transfer {
     /// The replica that sends, and which life of its node: the next one knows nothing of it.
     sender: ReplicaId,
     life: u64,
-    to: NodeId,
+    pub(super) to: NodeId,
     receiver: ReplicaId,
     term: Term,
     staged: StagedState,
     chunks_left: u64,
-    give_up_at_ms: u64,
+    pub(super) give_up_at_ms: u64,
 }
 
 impl World {
