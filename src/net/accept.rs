@@ -269,11 +269,9 @@ impl Visit<'_> {
             bytes: request.len(),
             answered: false,
         };
-        let (host, node) = (self.reception.context.host.clone(), self.node);
-        self.running.spawn(async move {
-            let given = host.ask(node, request).await;
-            work.answer(given);
-        });
+        // Called here, so that the host hears of it in its place among the messages.
+        let asked = self.reception.context.host.ask(self.node, request);
+        self.running.spawn(async move { work.answer(asked.await) });
     }
 }
 

@@ -79,7 +79,8 @@ pub trait Host: Send + Sync + 'static {
     /// Messages of a node's replicas, in the order in which they were sent on one connection.
     fn messages(&self, from: NodeId, messages: Vec<(GroupId, PeerMessage)>);
 
-    /// A request. Runs as a task of its own, and is dropped when the asker's connection ends.
+    /// A request. Called in its place among the messages of the connection; what it returns runs as a task of
+    /// its own, and is dropped when the asker's connection ends.
     fn ask(&self, from: NodeId, request: Bytes) -> BoxFuture<'static, Bytes>;
 
     /// Nothing that a located node sends has arrived for a while. Told once, until it is heard again.

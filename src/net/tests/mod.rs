@@ -104,15 +104,13 @@ impl Host for TestHost {
             seen.asked += 1;
             seen.messages_before_last_ask = seen.messages.len();
         });
-        if request == "panic" {
-            panic!("as it was told to");
-        }
         let (gate, waits) = (self.gate.clone(), request.starts_with(b"wait"));
         let answer = match &request[..] {
             b"large" => Bytes::from(vec![1; 200_000]),
             _ => Bytes::from([format!("{from}: ").as_bytes(), &request].concat()),
         };
         async move {
+            assert!(request != "panic", "it was told to");
             if waits {
                 gate.acquire().await.expect("it is never closed").forget();
             }
