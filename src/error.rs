@@ -74,7 +74,7 @@ pub enum Error {
     /// The guest trapped, or ran out of fuel, time or memory in a query.
     #[error("{0}")]
     Guest(String),
-    /// The data directory is damaged, of another node, or of a newer format.
+    /// The data directory is damaged, of another node, or of a format that this version does not read.
     #[error("{0}")]
     Damaged(String),
     /// This computer failed; the node has stopped serving.

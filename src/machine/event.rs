@@ -1,15 +1,26 @@
-//! What watchers see: how events are numbered and stored.
+//! What watchers see: how events are numbered, gathered and stored.
 //!
-//! An event's key is its revision and its ordinal within the revision, both big-endian, so that the table's
-//! order is the order in which they happened.
+//! The events of a batch share rows, because a row of its own for each event costs the state database more
+//! than anything else that a small command does. A row's key is the first revision in it, big-endian, so that
+//! the table's order is the order in which things happened, and the row that holds a revision is the last one
+//! whose key is not past it. All events of a revision are in one row; a row that has reached
+//! [`ROW_BYTES`] takes no further revision, so who reads from a revision on reads little before it.
+//!
+//! Promises: rows are a function of what the inputs of a batch emitted and of nothing else; what a rolled back
+//! input emitted leaves no trace. Must never put two batches into one row: rows are written once.
+
+use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use prost::Message;
 
 use super::outcome::Context;
-use super::view::Table;
+use super::view::{Direction, Span, Table, View};
 use crate::error::Fault;
 use crate::id::Revision;
+
+/// A row of this size takes no further revision. Part of the stored format and of the hash chain.
+pub const ROW_BYTES: usize = 64 << 10;
 
 /// What happened to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,76 +50,247 @@ pub struct Event {
     pub time_ms: u64,
 }
 
+/// The stored form of a row.
 #[derive(Clone, PartialEq, Message)]
-struct EventRow {
+struct Row {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(uint64, tag = "2")]
+    time_ms: u64,
+    #[prost(message, repeated, tag = "3")]
+    events: Vec<RowEvent>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RowEvent {
     #[prost(bool, tag = "1")]
     delete: bool,
     #[prost(bytes = "bytes", tag = "2")]
     key: Bytes,
     #[prost(bytes = "bytes", tag = "3")]
     value: Bytes,
+    /// Revisions since the row's first.
     #[prost(uint64, tag = "4")]
-    index: u64,
-    #[prost(uint64, tag = "5")]
-    time_ms: u64,
+    step: u64,
 }
 
-impl Event {
-    /// The row's key in `Table::Events`.
-    pub fn row_key(revision: Revision, ordinal: u32) -> Vec<u8> {
-        let mut key = Vec::with_capacity(12);
-        key.extend_from_slice(&revision.0.to_be_bytes());
-        key.extend_from_slice(&ordinal.to_be_bytes());
-        key
+/// The number of the events in [`Row`].
+const EVENTS_TAG: u32 = 3;
+
+/// The rows of a batch in the making.
+#[derive(Debug, Default)]
+pub struct EventRows {
+    rows: Vec<(Revision, Vec<u8>)>,
+    /// How many rows there were when the input at hand began, and the bytes of the last of them.
+    saved: (usize, usize),
+}
+
+impl EventRows {
+    /// An input begins: [`rollback`](EventRows::rollback) takes back what follows.
+    pub fn savepoint(&mut self) {
+        self.saved = (self.rows.len(), self.rows.last().map_or(0, |(_, row)| row.len()));
     }
 
-    /// The row of an event that the input at `context` emits.
-    pub fn row(context: &Context, kind: EventKind, key: Vec<u8>, value: Vec<u8>) -> Bytes {
-        let row = EventRow {
+    /// Takes back everything since the savepoint.
+    pub fn rollback(&mut self) {
+        let (rows, bytes) = self.saved;
+        self.rows.truncate(rows);
+        if let Some((_, row)) = self.rows.last_mut() {
+            row.truncate(bytes);
+        }
+    }
+
+    /// Adds an event of the input at `context`.
+    pub fn push(&mut self, context: &Context, kind: EventKind, key: Vec<u8>, value: Vec<u8>) {
+        let revision = Revision(context.revision);
+        // Only an input's first event may begin a row: the later ones find its revision in the last.
+        let (rows, bytes) = self.saved;
+        let begins = self.rows.len() == rows && (rows == 0 || bytes >= ROW_BYTES);
+        if begins {
+            let row = Row { index: context.index, time_ms: context.time, events: Vec::new() };
+            self.rows.push((revision, row.encode_to_vec()));
+        }
+        let (first, row) = self.rows.last_mut().expect("there is a row: the first event begins one");
+        let event = RowEvent {
             delete: kind == EventKind::Delete,
             key: key.into(),
             value: value.into(),
-            index: context.index,
-            time_ms: context.time,
+            step: revision.0 - first.0,
         };
-        row.encode_to_vec().into()
+        prost::encoding::message::encode(EVENTS_TAG, &event, row);
     }
 
-    /// Reads a row of `Table::Events`. A failure is corruption.
-    pub fn read(key: &[u8], row: &[u8]) -> Result<Event, Fault> {
-        let damaged = || Fault::new(format!("the {:?} row {} is damaged", Table::Events, hex::encode(key)));
-        let (revision, ordinal) = key.split_at_checked(8).ok_or_else(damaged)?;
-        let row = EventRow::decode(row).map_err(|_| damaged())?;
-        Ok(Event {
-            revision: Revision(u64::from_be_bytes(revision.try_into().map_err(|_| damaged())?)),
-            ordinal: u32::from_be_bytes(ordinal.try_into().map_err(|_| damaged())?),
-            kind: if row.delete { EventKind::Delete } else { EventKind::Put },
-            key: row.key,
-            value: row.value,
-            index: row.index,
-            time_ms: row.time_ms,
-        })
+    /// The rows, with their keys in `Table::Events`.
+    pub fn into_rows(self) -> impl Iterator<Item = (Vec<u8>, Bytes)> {
+        self.rows.into_iter().map(|(first, row)| (row_key(first).to_vec(), row.into()))
     }
+}
+
+/// The key of the row whose first revision is `first`.
+pub fn row_key(first: Revision) -> [u8; 8] {
+    first.0.to_be_bytes()
+}
+
+/// Reads a row of `Table::Events`. A failure is corruption.
+pub fn read_row(key: &[u8], row: &[u8]) -> Result<Vec<Event>, Fault> {
+    let damaged = || Fault::new(format!("the {:?} row {} is damaged", Table::Events, hex::encode(key)));
+    let first = u64::from_be_bytes(key.try_into().map_err(|_| damaged())?);
+    let Row { index, time_ms, events } = Row::decode(row).map_err(|_| damaged())?;
+    let mut read: Vec<Event> = Vec::with_capacity(events.len());
+    for event in events {
+        let revision = Revision(first.checked_add(event.step).ok_or_else(damaged)?);
+        let ordinal = match read.last() {
+            Some(before) if before.revision == revision => before.ordinal + 1,
+            Some(before) if before.revision > revision => return Err(damaged()),
+            None if event.step != 0 => return Err(damaged()),
+            _ => 0,
+        };
+        let kind = if event.delete { EventKind::Delete } else { EventKind::Put };
+        read.push(Event { revision, ordinal, kind, key: event.key, value: event.value, index, time_ms });
+    }
+    Ok(read)
+}
+
+/// Visits the events kept from revision `from` on, in order, until the visitor breaks.
+pub fn visit_from(
+    view: &dyn View,
+    from: Revision,
+    visit: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<(), Fault> {
+    let start = match row_of(view, from)? {
+        Some(key) => key,
+        None => row_key(from).to_vec(),
+    };
+    let mut damage = None;
+    let rest = Span { start: &start, end: None };
+    view.scan(Table::Events, rest, Direction::Forward, &mut |key, row| match read_row(key, row) {
+        Ok(events) => events.into_iter().filter(|event| event.revision >= from).try_for_each(&mut *visit),
+        Err(fault) => {
+            damage = Some(fault);
+            ControlFlow::Break(())
+        }
+    })?;
+    damage.map_or(Ok(()), Err)
+}
+
+/// The key of the row that holds `revision` if any does: the last one not past it.
+fn row_of(view: &dyn View, revision: Revision) -> Result<Option<Vec<u8>>, Fault> {
+    let end = row_key(revision.next());
+    let mut found = None;
+    let up_to = Span { start: &[], end: Some(&end) };
+    view.scan(Table::Events, up_to, Direction::Backward, &mut |key, _| {
+        found = Some(key.to_vec());
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::view::MemoryView;
+    use proptest::prelude::*;
 
-    #[test]
-    fn a_row_reads_back() {
-        let context = Context { index: 7, offset: 2, time: 1_000, revision: 5 };
-        let row = Event::row(&context, EventKind::Delete, b"k".to_vec(), b"v".to_vec());
-        let event = Event::read(&Event::row_key(Revision(5), 3), &row).unwrap();
-        assert_eq!((event.revision, event.ordinal, event.kind), (Revision(5), 3, EventKind::Delete));
-        assert_eq!(
-            (&event.key[..], &event.value[..], event.index, event.time_ms),
-            (&b"k"[..], &b"v"[..], 7, 1_000)
-        );
+    fn at(index: u64, revision: u64) -> Context {
+        Context { index, offset: 0, time: 1_000 + index, revision }
+    }
+
+    fn view_of(batches: impl IntoIterator<Item = EventRows>) -> MemoryView {
+        let mut view = MemoryView::default();
+        for (key, row) in batches.into_iter().flat_map(EventRows::into_rows) {
+            view.put(Table::Events, key, Some(row));
+        }
+        view
+    }
+
+    fn history(view: &MemoryView, from: u64) -> Vec<Event> {
+        let mut events = Vec::new();
+        visit_from(view, Revision(from), &mut |event| {
+            events.push(event);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        events
     }
 
     #[test]
-    fn a_short_key_is_a_fault() {
-        assert!(Event::read(b"short", b"").is_err());
+    fn an_event_reads_back_whole() {
+        let mut rows = EventRows::default();
+        rows.savepoint();
+        rows.push(&at(7, 5), EventKind::Put, b"a".to_vec(), b"1".to_vec());
+        rows.push(&at(7, 5), EventKind::Delete, b"k".to_vec(), b"v".to_vec());
+        let event = history(&view_of([rows]), 5).pop().unwrap();
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
+        let (revision, kind) = (Revision(5), EventKind::Delete);
+        assert_eq!(event, Event { revision, ordinal: 1, kind, key, value, index: 7, time_ms: 1_007 });
+    }
+
+    #[test]
+    fn a_full_row_takes_no_further_revision_but_all_of_its_last() {
+        let mut rows = EventRows::default();
+        for revision in 2..5 {
+            rows.savepoint();
+            for _ in 0..3 {
+                rows.push(&at(1, revision), EventKind::Put, b"k".to_vec(), vec![0; ROW_BYTES / 4]);
+            }
+        }
+        let keys: Vec<_> = rows.into_rows().map(|(key, row)| (key, row.len() > ROW_BYTES)).collect();
+        assert_eq!(keys, [(row_key(Revision(2)).to_vec(), true), (row_key(Revision(4)).to_vec(), false)]);
+    }
+
+    #[test]
+    fn a_row_that_is_not_as_it_was_written_is_a_fault() {
+        let row = |steps: &[u64]| {
+            let event = |&step| RowEvent { key: Bytes::from_static(b"k"), step, ..RowEvent::default() };
+            Row { index: 1, time_ms: 1, events: steps.iter().map(event).collect() }.encode_to_vec()
+        };
+        let key = row_key(Revision(2));
+        assert_eq!(read_row(&key, &row(&[0, 0, 3])).unwrap().len(), 3);
+        assert!(read_row(b"short", &row(&[0])).is_err());
+        assert!(read_row(&key, &row(&[1])).is_err());
+        assert!(read_row(&key, &row(&[0, 2, 1])).is_err());
+        assert!(read_row(&[0xff; 8], &row(&[0, 1])).is_err());
+        assert!(read_row(&key, &[0xff]).is_err());
+        let mut view = MemoryView::default();
+        view.put(Table::Events, key.to_vec(), Some(row(&[1]).into()));
+        assert!(visit_from(&view, Revision(1), &mut |_| ControlFlow::Continue(())).is_err());
+    }
+
+    proptest! {
+        /// Batches of inputs, each of which emits a few values of random size, and may then be rolled back.
+        #[test]
+        fn history_is_read_from_every_revision_on(
+            batches in proptest::collection::vec(
+                proptest::collection::vec(
+                    (proptest::collection::vec(0..ROW_BYTES, 0..3), any::<bool>()), 0..6),
+                0..5),
+        ) {
+            let (mut written, mut expected, mut revision) = (Vec::new(), Vec::new(), 1);
+            for (index, inputs) in batches.iter().enumerate() {
+                let mut rows = EventRows::default();
+                for (values, kept) in inputs {
+                    let context = at(index as u64, revision + 1);
+                    rows.savepoint();
+                    for &size in values {
+                        rows.push(&context, EventKind::Put, b"k".to_vec(), vec![b'v'; size]);
+                    }
+                    if !kept {
+                        rows.rollback();
+                    } else if !values.is_empty() {
+                        revision += 1;
+                        let told = |(ordinal, size): (usize, &usize)| (revision, ordinal as u32, *size);
+                        expected.extend(values.iter().enumerate().map(told));
+                    }
+                }
+                written.push(rows);
+            }
+            let view = view_of(written);
+            for from in 0..revision + 2 {
+                let read = history(&view, from);
+                let read: Vec<_> = read.iter().map(|e| (e.revision.0, e.ordinal, e.value.len())).collect();
+                let due: Vec<_> = expected.iter().copied().filter(|&(r, ..)| r >= from).collect();
+                prop_assert_eq!(read, due);
+            }
+        }
     }
 }

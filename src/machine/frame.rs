@@ -10,14 +10,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::event::{Event, EventKind};
+use super::event::{EventKind, EventRows};
 use super::guest::QueryView;
 use super::lease::{self, Lease};
 use super::outcome::Context;
 use super::overlay::Overlay;
 use super::view::{Direction, Span, Table, View};
 use crate::error::Fault;
-use crate::id::Revision;
 
 /// The limits of the contract (`wit/machine.wit`), per call.
 pub mod limits {
@@ -122,6 +121,7 @@ struct Usage {
 /// Everything one call may see and change.
 pub struct Frame {
     overlay: Overlay,
+    events: EventRows,
     purpose: Purpose,
     context: Context,
     usage: Usage,
@@ -161,6 +161,7 @@ impl Frame {
     fn new(view: Arc<dyn View>, purpose: Purpose, last_lease: u64) -> Frame {
         Frame {
             overlay: Overlay::over(view),
+            events: EventRows::default(),
             purpose,
             context: Context::default(),
             usage: Usage::default(),
@@ -175,6 +176,7 @@ impl Frame {
     /// Begins one input: what follows can be rolled back to here, and counts against fresh limits.
     pub fn begin(&mut self, context: Context) {
         self.overlay.savepoint();
+        self.events.savepoint();
         self.last_lease_saved = self.last_lease;
         self.context = context;
         self.usage = Usage::default();
@@ -184,6 +186,7 @@ impl Frame {
     /// Takes back everything since [`begin`](Frame::begin). Log lines stay.
     pub fn rollback(&mut self) {
         self.overlay.rollback();
+        self.events.rollback();
         self.last_lease = self.last_lease_saved;
         self.usage = Usage::default();
     }
@@ -204,7 +207,10 @@ impl Frame {
     }
 
     /// The writes of the batch, and the id of the last lease granted.
-    pub(super) fn finish(self) -> (Overlay, u64) {
+    pub(super) fn finish(mut self) -> (Overlay, u64) {
+        for (key, row) in self.events.into_rows() {
+            self.overlay.put(Table::Events, key, Some(row));
+        }
         (self.overlay, self.last_lease)
     }
 
@@ -314,9 +320,7 @@ impl Frame {
         check_value(&value)?;
         check("events of one input", self.usage.events as usize + 1, EVENTS_MAX as usize)?;
         self.charge_write(key.len() + value.len())?;
-        let row_key = Event::row_key(Revision(self.context.revision), self.usage.events);
-        let row = Event::row(&self.context, kind, key, value);
-        self.overlay.put(Table::Events, row_key, Some(row));
+        self.events.push(&self.context, kind, key, value);
         self.usage.events += 1;
         Ok(())
     }

@@ -15,7 +15,7 @@ pub enum Table {
     Head = 0,
     /// The guest's ordered map (`store` in the contract).
     Store = 1,
-    /// Events by revision and ordinal.
+    /// Events, many to a row, by the first revision in it.
     Events = 2,
     /// Leases, their deadlines and attachments.
     Leases = 3,

@@ -24,7 +24,11 @@ use crate::error::{Error, Fault};
 use crate::id::NodeId;
 
 /// The format of everything in the directory. Raised when an older version could not read it.
-const FORMAT: u32 = 1;
+///
+/// 2: the events of a batch share rows.
+const FORMAT: u32 = 2;
+/// The oldest format that this version reads.
+const FORMAT_MIN: u32 = 2;
 
 const IDENTITY_FILE: &str = "identity";
 const LOCK_FILE: &str = "LOCK";
@@ -98,6 +102,17 @@ pub enum DirectoryError {
          the newer version that wrote it"
     )]
     NewerFormat {
+        /// The directory.
+        path: String,
+        /// The format in it.
+        found: u32,
+    },
+    /// An earlier version wrote it, and nobody brings it up to date.
+    #[error(
+        "the data directory {path} has format {found}, and this version knows formats from {FORMAT_MIN} on: \
+         use the version that wrote it, or remove the directory and begin anew"
+    )]
+    OlderFormat {
         /// The directory.
         path: String,
         /// The format in it.
@@ -312,8 +327,12 @@ fn read_identity(root: &Path) -> Result<Option<Identity>, DirectoryError> {
         return Err(damaged("its checksum does not match"));
     }
     let FormatOnly { format } = serde_json::from_str(line).map_err(|_| damaged("it has no format"))?;
+    let path = || root.display().to_string();
     if format > FORMAT {
-        return Err(DirectoryError::NewerFormat { path: root.display().to_string(), found: format });
+        return Err(DirectoryError::NewerFormat { path: path(), found: format });
+    }
+    if format < FORMAT_MIN {
+        return Err(DirectoryError::OlderFormat { path: path(), found: format });
     }
     let read: IdentityLine = serde_json::from_str(line).map_err(|_| damaged("a part of it is missing"))?;
     Ok(Some(read.identity))
@@ -392,15 +411,27 @@ mod tests {
         assert!(text.contains("\"n1\"") && text.contains("\"n2\""), "{text}");
     }
 
-    #[test]
-    fn a_newer_format_is_refused_with_both_numbers() {
+    /// The error that a directory of another format is refused with.
+    fn refusal_of_format(format: u32) -> DirectoryError {
         let place = established();
-        let line = r#"{"format":7,"soul":"?"}"#;
+        let line = format!(r#"{{"format":{format},"soul":"?"}}"#);
         let text = format!("{line}\n{SUM_PREFIX}{}\n", blake3::hash(line.as_bytes()).to_hex());
         std::fs::write(place.path().join(IDENTITY_FILE), text).unwrap();
-        let error = Directory::open(place.path(), "n1").unwrap_err();
+        Directory::open(place.path(), "n1").unwrap_err()
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_with_both_numbers() {
+        let error = refusal_of_format(7);
         assert!(matches!(error, DirectoryError::NewerFormat { found: 7, .. }), "{error}");
-        assert!(error.to_string().contains("format 7") && error.to_string().contains("up to 1"), "{error}");
+        assert!(error.to_string().contains("format 7") && error.to_string().contains("up to 2"), "{error}");
+    }
+
+    #[test]
+    fn an_older_format_is_refused_with_both_numbers() {
+        let error = refusal_of_format(1);
+        assert!(matches!(error, DirectoryError::OlderFormat { found: 1, .. }), "{error}");
+        assert!(error.to_string().contains("format 1") && error.to_string().contains("from 2"), "{error}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::error::Fault;
 use crate::id::{Digest, Index};
 use crate::machine::apply::{self, Applied, Note};
 use crate::machine::batch::{Act, Batch, Expire, Head, Operation, Verdict};
-use crate::machine::event::{Event, EventKind};
+use crate::machine::event::{self, Event, EventKind};
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Guest, QueryView};
 use crate::machine::lease::Lease;
@@ -282,7 +282,7 @@ impl World {
     fn state(&self) -> String {
         let mut out = String::new();
         for (table, key, value) in self.view.rows() {
-            line(&mut out, row_text(table, key, Some(value)));
+            row_texts(table, key, Some(value)).iter().for_each(|text| line(&mut out, text));
         }
         out
     }
@@ -383,7 +383,9 @@ fn print_applied(out: &mut String, applied: &Applied, instances: u32) {
         line(out, format!("{} @{revision}", outcome_text(outcome)));
     }
     for write in &applied.writes {
-        line(out, format!("  {}", row_text(write.table, &write.key, write.value.as_deref())));
+        for text in row_texts(write.table, &write.key, write.value.as_deref()) {
+            line(out, format!("  {text}"));
+        }
     }
     let notes: Vec<String> = applied.notes.iter().map(note_text).collect();
     for same in notes.chunk_by(|a, b| a == b) {
@@ -419,23 +421,25 @@ fn outcome_text(outcome: &Outcome) -> String {
     }
 }
 
-/// A row in words.
+/// A row in words: a line for each event, one line for any other row.
+fn row_texts(table: Table, key: &[u8], value: Option<&[u8]>) -> Vec<String> {
+    if table != Table::Events {
+        return vec![row_text(table, key, value)];
+    }
+    let row = value.expect("events are never deleted");
+    event::read_row(key, row).expect("a row of events").iter().map(event_text).collect()
+}
+
+fn event_text(event: &Event) -> String {
+    let Event { revision, ordinal, kind, key, value, index, time_ms } = event;
+    let kind = if *kind == EventKind::Put { "put" } else { "delete" };
+    let (key, value) = (short(&text_of(key)), short(&text_of(value)));
+    format!("event {revision}.{ordinal} {kind} {key} {value} (index {index}, time {time_ms})")
+}
+
 fn row_text(table: Table, key: &[u8], value: Option<&[u8]>) -> String {
     let text = |bytes: &[u8]| short(&text_of(bytes));
     match table {
-        Table::Events => {
-            let event = Event::read(key, value.expect("events are never deleted")).expect("an event's row");
-            let kind = if event.kind == EventKind::Put { "put" } else { "delete" };
-            format!(
-                "event {}.{} {kind} {} {} (index {}, time {})",
-                event.revision,
-                event.ordinal,
-                text(&event.key),
-                text(&event.value),
-                event.index,
-                event.time_ms
-            )
-        }
         Table::Leases => lease_text(key, value),
         Table::Head => {
             let (index, offset) = key[8..].split_at(8);
