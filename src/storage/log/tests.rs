@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -262,11 +262,20 @@ fn write_and_vanish(path: &Path, groups: u64, entries: u64) {
 /// Writes, and then leaves everything as a killed process would: nothing flushed, all in the write-ahead log.
 fn vanish_after(path: &Path, work: impl FnOnce(LogQueue, mpsc::Receiver<Vec<(GroupId, u64)>>)) {
     let (log, _) = LogDb::open(path).unwrap();
+    let db = log.db.clone();
     let (done, reports) = mpsc::channel();
     // After the work nobody waits for reports.
     let thread =
         LogThread::start(log, move |pairs| drop(done.send(pairs)), |fault| panic!("{fault}")).unwrap();
     work(thread.queue(), reports);
+    // The mark follows what was reported.
+    let marked = || Mark::read(&path.join(MARK_FILE)).unwrap() == Reading::UpTo(db.sequence());
+    let due = Instant::now() + DEADLINE;
+    while !marked() {
+        assert!(Instant::now() < due, "the mark does not follow");
+        std::thread::yield_now();
+    }
+    drop(db);
     let copy = tempfile::tempdir().unwrap();
     copy_directory(path, copy.path());
     thread.stop().unwrap();

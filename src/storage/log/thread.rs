@@ -22,6 +22,9 @@ use crate::storage::entry::LogWrite;
 /// waits.
 const WRITE_BYTES_MAX: usize = 16 << 20;
 
+/// Syncs that the mark may lag behind.
+const UNMARKED_MAX: u32 = 16;
+
 /// How long the thread sleeps when nothing is queued, before it looks again: it is woken for all that is.
 const LONG: Duration = Duration::from_secs(3_600);
 
@@ -64,7 +67,8 @@ impl LogThread {
         let queue = LogQueue { sender, db: log.db.clone() };
         let LogDb { db, mark, tails, file_bytes } = log;
         let file_portions = file_bytes.div_ceil(PORTION_BYTES);
-        let writer = Writer { db, mark, tails, value: Vec::new(), file_portions, portions_left: 0 };
+        let writer =
+            Writer { db, mark, tails, value: Vec::new(), file_portions, portions_left: 0, unmarked: 0 };
         let run = move || {
             let ended = writer.run(receiver, on_done);
             if let Err(fault) = &ended {
@@ -134,6 +138,8 @@ struct Writer {
     file_portions: usize,
     /// Portions still to be written until the files are laid out.
     portions_left: usize,
+    /// Syncs since the mark was raised.
+    unmarked: u32,
 }
 
 /// What one synced write gathers.
@@ -174,6 +180,11 @@ impl Writer {
                 }
                 self.write(gathered, &mut on_done)?;
             }
+            // After those who wait were told, and not between syncs that follow each other at once: it would
+            // keep all of them waiting.
+            if self.unmarked >= UNMARKED_MAX || (self.unmarked > 0 && queue.is_empty()) {
+                self.raise_mark()?;
+            }
         }
         self.close()
     }
@@ -212,20 +223,24 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&self, gathered: Gathered, on_done: &mut impl FnMut(Vec<(GroupId, u64)>)) -> Result<(), Fault> {
+    fn write(
+        &mut self,
+        gathered: Gathered,
+        on_done: &mut impl FnMut(Vec<(GroupId, u64)>),
+    ) -> Result<(), Fault> {
+        let synced = gathered.durability == Durability::Synced && !gathered.changes.is_empty();
         if !gathered.changes.is_empty() {
             self.db.write(gathered.changes, gathered.durability)?;
-            if gathered.durability == Durability::Synced {
-                self.raise_mark()?;
-            }
         }
         if !gathered.done.is_empty() {
             on_done(gathered.done);
         }
+        self.unmarked += u32::from(synced);
         Ok(())
     }
 
-    fn raise_mark(&self) -> Result<(), Fault> {
+    fn raise_mark(&mut self) -> Result<(), Fault> {
+        self.unmarked = 0;
         self.mark.raise(self.db.sequence()).map_err(|e| self.mark_failed(&e))
     }
 
@@ -233,7 +248,7 @@ impl Writer {
         self.db.fail(super::mark_fault(self.mark.path(), error))
     }
 
-    fn close(self) -> Result<(), Fault> {
+    fn close(mut self) -> Result<(), Fault> {
         self.db.flush(&[Family::DEFAULT])?;
         self.raise_mark()?;
         self.mark.sync().map_err(|e| self.mark_failed(&e))
