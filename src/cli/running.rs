@@ -117,7 +117,7 @@ fn advertised(host: &str, address: &str) -> anyhow::Result<String> {
 }
 
 /// How long clients have to read why a node has failed, before their connections are closed.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Binds the sockets, opens the node and begins to serve.
 pub async fn start(

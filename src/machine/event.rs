@@ -6,8 +6,8 @@
 //! whose key is not past it. All events of a revision are in one row; a row that has reached
 //! [`ROW_BYTES`] takes no further revision, so who reads from a revision on reads little before it.
 //!
-//! Promises: rows are a function of what the inputs of a batch emitted and of nothing else; what a rolled back
-//! input emitted leaves no trace. Must never put two batches into one row: rows are written once.
+//! Promises: rows are a function of what the inputs of a batch emitted and of nothing else; what a rolled
+//! back input emitted leaves no trace. Must never put two batches into one row: rows are written once.
 
 use std::ops::ControlFlow;
 

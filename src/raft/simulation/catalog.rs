@@ -36,8 +36,8 @@ impl World {
             Coming::Nobody => {}
             Coming::Anybody => self.change_membership(),
             Coming::Successors if self.lost.is_none() && self.rng.one_in(2) => {
-                // The disk that a snapshot is on its way to, if there is one: whom it was for is gone then. It
-                // arrives at the successor.
+                // The disk that a snapshot is on its way to, if there is one: whom it was for is gone then.
+                // It arrives at the successor.
                 let receiver = self.transfers.first_mut().map(|transfer| {
                     transfer.give_up_at_ms += 10_000;
                     transfer.to
