@@ -4,6 +4,8 @@
 mod faults;
 #[path = "cli/grpc.rs"]
 mod grpc;
+#[path = "cli/killed.rs"]
+mod killed;
 #[path = "cli/process.rs"]
 mod process;
 #[path = "cli/refusals.rs"]

@@ -138,7 +138,7 @@ impl Node {
         let net = joined.net.clone();
         let opened = tokio::task::spawn_blocking(move || open::open(config, joined)).await;
         let opened = opened.map_err(|e| Fault::new(format!("opening the node panicked: {e}")).into());
-        let Opened { inner, gate, errands } = match opened.flatten() {
+        let Opened { inner, gate, foreseen, errands } = match opened.flatten() {
             Ok(opened) => opened,
             Err(why) => {
                 if let Some(net) = net {
@@ -148,7 +148,7 @@ impl Node {
             }
         };
         let node = Node { inner: Arc::new(inner) };
-        node.meet_peers(&gate);
+        node.meet_peers(&gate, &foreseen);
         let running = tokio::spawn(cluster::run_errands(node.inner.clone(), errands));
         node.inner.tasks.lock().push(running);
         let taking_up = node.clone();
@@ -167,14 +167,14 @@ impl Node {
     }
 
     /// Begins to hear the others, and tells the peer link where they are.
-    fn meet_peers(&self, gate: &cluster::Gate) {
+    fn meet_peers(&self, gate: &cluster::Gate, foreseen: &Catalog) {
         gate.open(&self.inner);
         if let (Some(net), Some(identity)) = (&self.inner.stage.net, self.inner.directory.identity()) {
             for contact in &identity.contacts {
                 net.locate(NodeId(contact.node), Some(contact.peer_address.clone()));
             }
         }
-        cluster::locate_all(&self.inner, &Catalog::default(), &self.inner.catalog.load());
+        cluster::locate_all(&self.inner, &Catalog::default(), foreseen);
     }
 
     /// Brings the catalog up to date, opens its machines, ends creations that were cut short.
@@ -214,6 +214,8 @@ impl Node {
                 Ok(index) => return self.inner.catalog_lane.wait_applied(index).await,
                 Err(Error::Unavailable(why)) => {
                     tracing::info!(why, "waiting for the other nodes of the cluster");
+                    // What was heard meanwhile may say where more of them are.
+                    cluster::locate_all(&self.inner, &Catalog::default(), &self.inner.catalog.load());
                     self.check_alive()?;
                     if *self.inner.stopping.borrow() {
                         return Err(Error::Unavailable("the node is stopping".into()));

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::Inner;
 use super::applier::{Applier, Behavior, Changed, OnChange};
 use super::cluster::join::Joined;
-use super::cluster::{Courier, Errand, Gate, WaitingRoom, of_catalog};
+use super::cluster::{Courier, Errand, Gate, WaitingRoom, foresee, of_catalog};
 use super::config::NodeConfig;
 use super::keeper::{self, KeeperSettings};
 use super::lane::{Lane, Published};
@@ -32,6 +32,7 @@ use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, NodeId, ReplicaId, Term};
 use crate::inbox;
 use crate::machine::batch::Head;
+use crate::machine::view::View;
 use crate::raft::{GroupStart, Input, ShardConfig};
 use crate::storage::directory::Directory;
 use crate::storage::entry::{GroupLog, Membership};
@@ -105,6 +106,8 @@ fn join(name: &str, thread: JoinHandle<()>) {
 pub struct Opened {
     pub inner: Inner,
     pub gate: Arc<Gate>,
+    /// The catalog as it will be if all of the log comes into force: where the other nodes may be.
+    pub foreseen: Catalog,
     pub errands: UnboundedReceiver<Errand>,
 }
 
@@ -155,9 +158,8 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let (removal, removing) = Removal::start(stage.clone())?;
     let threads = Threads { saver, keeper, orders, order, workers, removal: removing, log };
 
-    let catalog = Arc::new(ArcSwap::from_pointee(Catalog::load(&*stage.state.view(GroupId::CATALOG))?));
-    let catalog_changes = Arc::new(watch::Sender::new(0));
-    let catalog_lane = open_catalog(&stage, &directory, &mut found, catalog.clone(), catalog_changes.clone());
+    let OpenCatalog { catalog, catalog_changes, catalog_lane, foreseen } =
+        open_catalog(&stage, &directory, &mut found)?;
     let inner = Inner {
         config,
         directory,
@@ -176,7 +178,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         stopping: watch::Sender::new(false),
         long_queries: tokio::sync::Semaphore::new(super::LONG_QUERIES_MAX),
     };
-    Ok(Opened { inner, gate, errands })
+    Ok(Opened { inner, gate, foreseen, errands })
 }
 
 /// Groups with nothing to do fall asleep after so many ticks.
@@ -205,26 +207,47 @@ fn keeper_settings(config: &NodeConfig) -> KeeperSettings {
     KeeperSettings { flush_bytes: config.flush_bytes, flush_interval_ms: config.flush_interval_ms }
 }
 
-/// Opens group 0, whose applier keeps the node's copy of the catalog up to date.
-fn open_catalog(
-    stage: &Arc<Stage>,
-    directory: &Directory,
-    found: &mut Found,
+/// The catalog as it will be if all of the log comes into force.
+fn foreseen(found: &Found, view: &dyn View) -> Result<Catalog, Fault> {
+    let head = found.heads.get(&GroupId::CATALOG).copied().unwrap_or_default();
+    let entries = found.logs.get(&GroupId::CATALOG).map_or(&[][..], |log| &log.entries);
+    foresee(&head, view, entries)
+}
+
+/// The catalog on this node.
+struct OpenCatalog {
     catalog: Arc<ArcSwap<Catalog>>,
-    changes: Arc<watch::Sender<u64>>,
-) -> Arc<Lane> {
-    let (identity, contacts) = match directory.identity() {
-        Some(identity) => (ReplicaId(identity.replica), identity.contacts.as_slice()),
-        None => (FOUNDER, [].as_slice()),
-    };
+    catalog_changes: Arc<watch::Sender<u64>>,
+    catalog_lane: Arc<Lane>,
+    foreseen: Catalog,
+}
+
+/// Opens group 0, the catalog's.
+fn open_catalog(stage: &Arc<Stage>, directory: &Directory, found: &mut Found) -> Result<OpenCatalog, Fault> {
+    let view = stage.state.view(GroupId::CATALOG);
+    let catalog = Arc::new(ArcSwap::from_pointee(Catalog::load(&*view)?));
+    let catalog_changes = Arc::new(watch::Sender::new(0));
+    let foreseen = foreseen(found, &*view)?;
+    let contacts = directory.identity().map_or(&[][..], |identity| &identity.contacts);
     let replica = ReplicaStart {
         group: GroupId::CATALOG,
-        replica: identity,
+        replica: directory.identity().map_or(FOUNDER, |identity| ReplicaId(identity.replica)),
         founders: vec![FOUNDER.0],
-        nodes: of_catalog(&catalog.load(), contacts),
+        nodes: of_catalog(&foreseen, contacts),
     };
-    let view = stage.state.view(GroupId::CATALOG);
-    let on_change: OnChange = Box::new(move |changed| {
+    let on_change = keep_catalog(view, catalog.clone(), catalog_changes.clone());
+    let behavior = Behavior::Stored(Box::new(CatalogGuest));
+    let catalog_lane = open_lane(stage, found, replica, behavior, Some(on_change));
+    Ok(OpenCatalog { catalog, catalog_changes, catalog_lane, foreseen })
+}
+
+/// Keeps the node's copy of the catalog up to date.
+fn keep_catalog(
+    view: Arc<dyn View>,
+    catalog: Arc<ArcSwap<Catalog>>,
+    changes: Arc<watch::Sender<u64>>,
+) -> OnChange {
+    Box::new(move |changed| {
         let next = match changed {
             Changed::Rows(writes) => {
                 let mut next = Catalog::clone(&catalog.load());
@@ -236,9 +259,7 @@ fn open_catalog(
         catalog.store(Arc::new(next));
         changes.send_modify(|count| *count += 1);
         Ok(())
-    });
-    let behavior = Behavior::Stored(Box::new(CatalogGuest));
-    open_lane(stage, found, replica, behavior, Some(on_change))
+    })
 }
 
 /// A replica that is to be opened.

@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - [`join`]: how a data directory comes to belong to a cluster; `contact`: where the other nodes are
+//! - `foreseen`: where those are that only the log knows of
 //! - `host`: what becomes of the words of other nodes; `words`: what nodes ask each other
 //! - `route`: to the leader, wherever it is; `waiting_room`: what is held while nobody leads
 //! - `roster`: the nodes, as people see and change them
@@ -12,6 +13,7 @@
 
 mod contact;
 mod courier;
+mod foreseen;
 mod host;
 pub(super) mod join;
 mod members;
@@ -25,6 +27,7 @@ mod words;
 
 pub(super) use self::contact::{locate_all, of_catalog, replicas};
 pub(super) use self::courier::{Courier, Errand, run as run_errands};
+pub(super) use self::foreseen::foresee;
 pub(super) use self::host::{Gate, removed};
 pub(super) use self::members::run as look_after_groups;
 pub(super) use self::modules::fetch_missing;

@@ -1,0 +1,83 @@
+//! Three nodes as three processes: one is killed, then all of them.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::process::{Node, program};
+
+/// Ports that nothing listens on. A node comes back to its own after it was killed.
+struct Ports {
+    client: u16,
+    peer: u16,
+}
+
+fn ports() -> Ports {
+    let free = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let (client, peer) = (free(), free());
+    let port = |listener: TcpListener| listener.local_addr().expect("it is bound").port();
+    Ports { client: port(client), peer: port(peer) }
+}
+
+fn serve(root: &Path, number: usize, ports: &[Ports]) -> Command {
+    let mut command = program();
+    command.args(["serve", "--json", "--name", &format!("n{number}"), "--data-dir"]);
+    command.arg(root.join(format!("n{number}")));
+    command.args(["--client", &format!("127.0.0.1:{}", ports[number].client)]);
+    command.args(["--peer", &format!("127.0.0.1:{}", ports[number].peer)]);
+    match number {
+        0 => command.arg("--bootstrap"),
+        _ => command.args(["--join", &format!("127.0.0.1:{}", ports[0].client)]),
+    };
+    command
+}
+
+/// Starts nodes at the same time: none is ready before a majority is there.
+fn start(root: &Path, numbers: impl IntoIterator<Item = usize>, ports: &[Ports]) -> Vec<Node> {
+    let numbers: Vec<usize> = numbers.into_iter().collect();
+    std::thread::scope(|scope| {
+        let starting: Vec<_> = numbers
+            .iter()
+            .map(|&number| scope.spawn(move || Node::start(&mut serve(root, number, ports))))
+            .collect();
+        starting.into_iter().map(|node| node.join().expect("it starts")).collect()
+    })
+}
+
+/// Waits until a machine has a replica on each of three nodes.
+fn wait_for_replicas(node: &Node) {
+    let begun = Instant::now();
+    let there = || node.run(["machine", "show", "kv", "--json"]).json()["replicas"].as_array().map(Vec::len);
+    while there() != Some(3) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "kv does not come to three replicas");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_killed_node_is_missed_by_nobody_and_a_killed_cluster_comes_back() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let (root, ports) = (directory.path(), [ports(), ports(), ports()]);
+    let mut nodes = start(root, 0..1, &ports);
+    nodes.append(&mut start(root, 1..3, &ports));
+    nodes[2].run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
+    wait_for_replicas(&nodes[0]);
+    nodes[1].run(["kv", "put", "a", "1"]).ok();
+
+    // The one that began the cluster, and leads the catalog.
+    nodes.remove(0).kill();
+    nodes[0].run(["kv", "put", "b", "2"]).ok();
+    assert_eq!(nodes[1].run(["kv", "get", "a"]).ok(), "1");
+    nodes.insert(0, start(root, 0..1, &ports).remove(0));
+    assert_eq!(nodes[0].run(["kv", "get", "b"]).ok(), "2");
+
+    // Soon after they were made, nothing of it is in the state's files yet: where the others are is in the
+    // log.
+    nodes.into_iter().for_each(Node::kill);
+    let nodes = start(root, 0..3, &ports);
+    for node in &nodes {
+        assert_eq!(node.run(["kv", "get", "b"]).ok(), "2");
+    }
+    assert!(nodes[1].run(["machine", "verify", "kv"]).ok().matches("in lockstep").count() == 3);
+}
