@@ -22,7 +22,7 @@ mod tests;
 
 pub use self::copy::Catalog;
 pub use self::guest::CatalogGuest;
-pub use self::nodes::VOTERS_MAX;
+pub use self::nodes::{VOTERS_MAX, removed};
 pub use self::record::{
     Change, MachineRecord, ModuleRecord, NodeRecord, RefusalCode, ReplicaGone, ReplicaRecord,
 };

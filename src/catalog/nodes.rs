@@ -20,7 +20,7 @@ pub const VOTERS_MAX: usize = 7;
 /// A node joins, or one that is known has moved.
 pub(super) fn add(store: &mut Store, context: Context, asked: NodeRecord) -> Result<Bytes, Failure> {
     if store.is_buried(NodeId(asked.node))? {
-        return refuse(RefusalCode::NodeRemoved, removed(asked.node));
+        return refuse(RefusalCode::NodeRemoved, removed(NodeId(asked.node)));
     }
     let nodes = store.nodes()?;
     check_distinct(&nodes, &asked)?;
@@ -44,8 +44,8 @@ pub(super) fn add(store: &mut Store, context: Context, asked: NodeRecord) -> Res
     Ok(record.encode_to_vec().into())
 }
 
-/// What a node is told that was removed.
-pub(super) fn removed(node: u64) -> String {
+/// What a node is told that was removed, and says as its last word.
+pub fn removed(node: NodeId) -> String {
     format!(
         "node {node} was removed from the cluster and is not let in again under its id: to add this \
          computer, start it with an empty data directory and --join"

@@ -24,8 +24,7 @@ impl Node {
     /// # Errors
     /// `NotFound`, `TooLarge`, `Overloaded`, `Unavailable`: it was not done. `Unknown`: it may have been.
     pub async fn apply(&self, machine: &str, command: Bytes) -> Result<Applied, Error> {
-        let found = self.find(machine).await?;
-        found.check_ready()?;
+        let found = self.find_ready(machine).await?;
         let bytes_max = self.inner.config.limits.command_bytes_max as usize;
         if command.len() > bytes_max {
             return Err(Error::TooLarge(format!(
@@ -52,8 +51,7 @@ impl Node {
         request: Bytes,
         consistency: Consistency,
     ) -> Result<Answered, Error> {
-        let found = self.find(machine).await?;
-        found.check_ready()?;
+        let found = self.find_ready(machine).await?;
         match &found.open {
             Err(Closed::Elsewhere | Closed::Waiting) => {
                 self.query_elsewhere(&found.record, request, consistency).await
@@ -69,8 +67,7 @@ impl Node {
         request: Bytes,
         consistency: Consistency,
     ) -> Result<Answered, Error> {
-        let found = self.find(machine).await?;
-        found.check_ready()?;
+        let found = self.find_ready(machine).await?;
         self.query_open(found, request, consistency).await
     }
 
@@ -205,6 +202,13 @@ impl Node {
             self.inner.registry.wait(in_step).await;
         }
         self.known(name)
+    }
+
+    /// The machine of this name, if clients may use it.
+    async fn find_ready(&self, name: &str) -> Result<Arc<Machine>, Error> {
+        let found = self.find(name).await?;
+        found.check_ready()?;
+        Ok(found)
     }
 
     /// The machine of this name, as far as it is known here.

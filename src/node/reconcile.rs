@@ -12,7 +12,7 @@ use super::open::{ReplicaStart, open_lane};
 use super::order::Order;
 use super::request::World;
 use super::{Inner, Node, cluster};
-use crate::catalog::MachineRecord;
+use crate::catalog::{MachineRecord, removed};
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId, Index, ReplicaId};
 use crate::machine::resident::Resident;
@@ -31,7 +31,7 @@ pub async fn run(inner: Arc<Inner>) {
         changes.mark_unchanged();
         let catalog = inner.catalog.load_full();
         if catalog.removed.contains(&inner.id()) {
-            return inner.stage.fail(Fault::new(cluster::removed(inner.id())));
+            return inner.stage.fail(Fault::new(removed(inner.id())));
         }
         cluster::locate_all(&inner, &located, &catalog);
         located = catalog;

@@ -14,7 +14,7 @@ use statehouse::machine::outcome::Outcome;
 use statehouse_kv::Call;
 use statehouse_kv::messages::{PutRequest, RangeRequest};
 
-use super::process::{Node, component, directory, program, run_with};
+use super::process::{Node, component, directory, program, run_with, serve_arguments};
 use super::text::attacker;
 
 /// Bytes of a value: large enough that a small disk is full soon.
@@ -58,21 +58,6 @@ fn prepare(data: &Path) {
     node.run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
     node.signal(Signal::TERM);
     assert_eq!(node.end().0, Some(0));
-}
-
-fn serve_arguments(command: &mut Command, data: &Path) {
-    command.args([
-        "serve",
-        "--json",
-        "--bootstrap",
-        "--client",
-        "127.0.0.1:0",
-        "--peer",
-        "127.0.0.1:0",
-        "--http",
-        "127.0.0.1:0",
-    ]);
-    command.arg("--data-dir").arg(data);
 }
 
 /// A node on a full disk stops with 1 and the reason; every acknowledged command is there when it starts with

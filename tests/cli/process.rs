@@ -97,6 +97,22 @@ pub fn wait(child: &mut Child) -> ExitStatus {
     }
 }
 
+/// Has a command serve in `data`, on ports that the system chooses.
+pub fn serve_arguments(command: &mut Command, data: &Path) {
+    command.args([
+        "serve",
+        "--json",
+        "--bootstrap",
+        "--client",
+        "127.0.0.1:0",
+        "--peer",
+        "127.0.0.1:0",
+        "--http",
+        "127.0.0.1:0",
+    ]);
+    command.arg("--data-dir").arg(data);
+}
+
 /// A node at work, killed when the test ends.
 pub struct Node {
     child: Child,
@@ -109,18 +125,8 @@ impl Node {
     /// Starts `serve` in `data_dir`, with more `arguments`, and waits until it says that it is ready.
     pub fn serve(data_dir: &Path, arguments: &[&str]) -> Node {
         let mut command = program();
-        command.args([
-            "serve",
-            "--json",
-            "--bootstrap",
-            "--client",
-            "127.0.0.1:0",
-            "--peer",
-            "127.0.0.1:0",
-            "--http",
-            "127.0.0.1:0",
-        ]);
-        command.arg("--data-dir").arg(data_dir).args(arguments);
+        serve_arguments(&mut command, data_dir);
+        command.args(arguments);
         Node::start(&mut command)
     }
 

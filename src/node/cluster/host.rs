@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 use super::words::{Answer, At, Propose, Question, Transfer, encode_reply};
+use crate::catalog::removed;
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId, Index, NodeId, ReplicaId, Revision};
 use crate::machine::outcome::Outcome;
@@ -83,14 +84,6 @@ impl Host for Gate {
             }
         }
     }
-}
-
-/// What a node is told that was removed, and says as its last word.
-pub fn removed(node: NodeId) -> String {
-    format!(
-        "node {node} was removed from the cluster, and is not let in again under its id: to add this \
-         computer, start it with an empty data directory and --join"
-    )
 }
 
 impl Node {

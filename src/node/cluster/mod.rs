@@ -28,7 +28,7 @@ mod words;
 pub(super) use self::contact::{locate_all, of_catalog, replicas};
 pub(super) use self::courier::{Courier, Errand, run as run_errands};
 pub(super) use self::foreseen::foresee;
-pub(super) use self::host::{Gate, removed};
+pub(super) use self::host::Gate;
 pub(super) use self::members::run as look_after_groups;
 pub(super) use self::modules::fetch_missing;
 pub(super) use self::roster::record;

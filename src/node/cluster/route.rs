@@ -21,6 +21,10 @@ use bytes::Bytes;
 /// How long another node may take for an answer before its fate counts as unknown. Guests may take long.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
+/// From how many nodes in a row a hint is followed at once: those who point at each other are asked again
+/// later.
+const HOPS_MAX: u32 = 3;
+
 /// Who leads a group, as far as this node knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leader {
@@ -41,15 +45,20 @@ impl Node {
         }
         let clock = Clock::start();
         let patience = Duration::from_millis(self.inner.config.leader_wait_ms);
-        let (mut place, mut hint) = (None, None);
+        let (mut place, mut hint, mut hops) = (None, None, 0);
         loop {
-            let tried = match self.leader_of(group, hint.take()) {
+            let leader = self.leader_of(group, hint.take());
+            let tried = match leader {
                 Leader::Here => self.propose_here(group, operation.clone()).await,
                 Leader::At(node) => self.propose_at(node, group, operation.clone()).await,
                 Leader::Unknown => Err(Error::NotLeader { leader: None }),
             };
             match tried {
-                Err(Error::NotLeader { leader }) => hint = leader,
+                Err(Error::NotLeader { leader: told }) => {
+                    let elsewhere = |node: &NodeId| leader != Leader::At(*node) && *node != self.id();
+                    hint = told.filter(elsewhere).filter(|_| hops < HOPS_MAX);
+                    hops = if hint.is_some() { hops + 1 } else { 0 };
+                }
                 ended => return ended,
             }
             if group != GroupId::CATALOG && self.inner.catalog.load().machine_of(group).is_none() {
