@@ -53,7 +53,7 @@ impl Node {
             let answer = node.change_catalog(Change::CreateMachine(record)).await?;
             let record = MachineRecord::decode(answer)
                 .map_err(|e| Fault::new(format!("the catalog's answer does not decode: {e}")))?;
-            node.finish_creation(record).await
+            node.finish_creation(record).await.map_err(begun)
         });
         created.await.map_err(|e| Fault::new(format!("creating a machine panicked: {e}")))?
     }
@@ -143,6 +143,18 @@ impl Node {
     }
 }
 
+/// What is told of a creation that the catalog knows already and that did not come to its end: it goes on by
+/// itself, so nobody may be told that it was not done.
+fn begun(why: Error) -> Error {
+    match why {
+        Error::Unavailable(_) | Error::NotLeader { .. } | Error::Overloaded(_) => Error::Unknown(format!(
+            "the machine is in the catalog, and is being created as soon as that can be done: see \
+             `statehouse machine show`. For now: {why}"
+        )),
+        why => why,
+    }
+}
+
 fn catalog_refusal(refusal: Refusal) -> Error {
     let codes: BTreeMap<u32, fn(String) -> Error> = BTreeMap::from([
         (RefusalCode::BadName as u32, Error::Invalid as fn(String) -> Error),
@@ -155,4 +167,24 @@ fn catalog_refusal(refusal: Refusal) -> Error {
         (RefusalCode::VotersFull as u32, Error::FailedPrecondition),
     ]);
     codes.get(&refusal.code).copied().unwrap_or(Error::Invalid)(refusal.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_creation_that_goes_on_is_never_told_as_not_done() {
+        let passing = [
+            Error::Unavailable("no leader".into()),
+            Error::NotLeader { leader: None },
+            Error::Overloaded("full".into()),
+        ];
+        for why in passing {
+            let told = begun(why.clone());
+            assert!(matches!(&told, Error::Unknown(text) if text.contains(&why.to_string())), "{told:?}");
+        }
+        let refused = begun(Error::Invalid("its configuration".into()));
+        assert!(matches!(refused, Error::Invalid(_)), "{refused:?}");
+    }
 }

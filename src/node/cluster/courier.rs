@@ -232,14 +232,10 @@ impl Node {
         offer: SnapshotOffer,
     ) -> Result<(), Error> {
         let group = GroupId(offer.group);
-        if !self.inner.stage.incoming.lock().insert(group) {
-            return Err(Error::Unavailable(format!("group {group} takes in another snapshot here")));
-        }
-        let taken = self.fetch_snapshot(from, &offer).await;
-        if let Err(why) = taken {
-            self.inner.stage.incoming.lock().remove(&group);
-            return Err(why);
-        }
+        let turn = Turn::take(&self.inner.stage.incoming, group)?;
+        self.fetch_snapshot(from, &offer).await?;
+        // From here on it is given back when the snapshot is installed, or dropped as unwanted.
+        turn.keep();
         self.inner.stage.orders.send(Order::Shard(Input::SnapshotReceived {
             group,
             from: ReplicaId(offer.from),
@@ -280,6 +276,35 @@ impl Node {
     }
 }
 
+/// A group's turn to take in a snapshot. Given back when it is dropped, also when the one who offered it went
+/// away in the middle.
+struct Turn<'i> {
+    incoming: &'i Mutex<HashSet<GroupId>>,
+    group: GroupId,
+    kept: bool,
+}
+
+impl Turn<'_> {
+    fn take(incoming: &Mutex<HashSet<GroupId>>, group: GroupId) -> Result<Turn<'_>, Error> {
+        if !incoming.lock().insert(group) {
+            return Err(Error::Unavailable(format!("group {group} takes in another snapshot here")));
+        }
+        Ok(Turn { incoming, group, kept: false })
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.incoming.lock().remove(&self.group);
+        }
+    }
+}
+
 /// Why a fetch did not come to its end.
 enum Broken {
     Here(Fault),
@@ -295,4 +320,19 @@ async fn fetch_rest(net: &Net, from: NodeId, staging: &mut Staging) -> Result<()
         staging.write(&piece).map_err(Broken::Here)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_that_is_broken_off_leaves_room_for_the_next() {
+        let (incoming, group) = (Mutex::default(), GroupId(1));
+        let first = Turn::take(&incoming, group).unwrap();
+        assert!(matches!(Turn::take(&incoming, group), Err(Error::Unavailable(_))));
+        drop(first);
+        Turn::take(&incoming, group).unwrap().keep();
+        assert!(Turn::take(&incoming, group).is_err(), "what is staged must go first");
+    }
 }
