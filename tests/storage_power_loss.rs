@@ -384,14 +384,16 @@ fn a_log_cut_below_its_last_sync_does_not_open() {
         reports.recv_timeout(DEADLINE).unwrap();
     }
     let mut frozen = disk.freeze();
+    // The mark follows the report; when the log has stopped, it is there.
     thread.stop().unwrap();
-    // The mark has reached the disk by itself; and the disk lost the end of what it had called synced.
+    let stopped = disk.freeze();
+    // The mark has reached the disk, and the disk lost the end of what it had called synced.
     let named = |part: &str| {
         let names = &frozen.durable.names[&disk.root.join("log")];
         names.iter().find(|(name, _)| name.to_string_lossy().ends_with(part)).unwrap().1.unwrap()
     };
     let (mark, wal) = (named("ACKNOWLEDGED"), named(".log"));
-    frozen.durable.bytes.insert(mark, Arc::new(frozen.latest[&mark].clone()));
+    frozen.durable.bytes.insert(mark, stopped.durable.bytes[&mark].clone());
     let cut = frozen.durable.bytes[&wal].len() - 3;
     frozen.durable.bytes.insert(wal, Arc::new(frozen.durable.bytes[&wal][..cut].to_vec()));
     frozen.restore(&place.path().join("restored"), None);
