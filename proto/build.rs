@@ -8,6 +8,9 @@ use std::{env, error, fs};
 /// The folder that imports are relative to.
 const ROOT: &str = "proto";
 
+/// Messages that nodes also send each other: the crate has them as types of its own, with the same tags.
+const SHARED: [&str; 4] = ["NodeReport", "Behind", "DiskUse", "ReplicaLog"];
+
 fn main() -> Result<(), Box<dyn error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");
     let files = proto_files()?;
@@ -16,7 +19,12 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let descriptors = Path::new(&env::var("OUT_DIR")?).join("descriptors.bin");
     fs::write(descriptors, compiler.encode_file_descriptor_set())?;
     // Payloads are slices of the network buffer they came in: nothing is copied on the way to the log.
-    tonic_prost_build::configure().bytes(".").compile_fds(compiler.file_descriptor_set())?;
+    let mut generator = tonic_prost_build::configure().bytes(".");
+    for message in SHARED {
+        let (wire, own) = (format!(".statehouse.v1.{message}"), format!("crate::node::request::{message}"));
+        generator = generator.extern_path(wire, own);
+    }
+    generator.compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }
 

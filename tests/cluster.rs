@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use harness::{Cluster, get, put};
 use statehouse::id::Index;
-use statehouse::node::request::Consistency;
+use statehouse::node::request::{Consistency, NodeReport};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_answer_alike_and_any_takes_any_request() {
@@ -42,6 +42,35 @@ async fn a_machine_grows_to_three_replicas_as_nodes_join() {
     cluster.assert_lockstep("kv").await;
     let local = Consistency::Local { min_index: Index(0) };
     assert_eq!(get(cluster.node(2), "kv", "k99", local).await.as_deref(), Some("v"));
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_node_tells_how_all_nodes_and_replicas_are() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.create_kv("kv", 3).await;
+    let applied = cluster.node(0).apply("kv", put("k", "v")).await.unwrap();
+    cluster.assert_lockstep("kv").await;
+    for node in cluster.nodes() {
+        let told: Vec<_> = node.survey().await.into_iter().map(|node| node.report.unwrap()).collect();
+        assert_eq!(told.len(), 3);
+        assert!(told.iter().all(|report| report.groups == 2 && report.halted == 0), "{told:?}");
+        // The catalog's group and the machine's have one leader each, which knows of the two others.
+        assert_eq!(told.iter().map(|report| report.leading).sum::<u64>(), 2, "{told:?}");
+        let known = |report: &NodeReport| report.leading == 0 || report.behind.len() == 2;
+        assert!(told.iter().all(known), "{told:?}");
+        assert!(told.iter().all(|report| report.disk.is_some_and(|disk| disk.log_bytes > 0)), "{told:?}");
+        let replicas = node.replicas("kv").await.unwrap();
+        let logs: Vec<_> = replicas.into_iter().map(|replica| replica.log.unwrap()).collect();
+        assert_eq!(logs.iter().filter(|log| log.role == "leader").count(), 1, "{logs:?}");
+        assert!(logs.iter().all(|log| log.applied >= applied.index.0 && log.last >= log.applied), "{logs:?}");
+    }
+    cluster.stop(2).await;
+    cluster.node(0).apply("kv", put("k", "w")).await.unwrap();
+    let silent: Vec<_> = cluster.node(0).survey().await.into_iter().filter(|n| n.report.is_err()).collect();
+    assert_eq!(silent.iter().map(|node| node.member.name.as_str()).collect::<Vec<_>>(), ["n3"]);
+    let replicas = cluster.node(1).replicas("kv").await.unwrap();
+    assert_eq!(replicas.iter().filter(|replica| replica.log.is_err()).count(), 1, "{replicas:?}");
     cluster.shutdown().await;
 }
 

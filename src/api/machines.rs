@@ -72,6 +72,15 @@ impl Machines for MachinesService {
         Ok(Response::new(verified.map_err(refused)?.into()))
     }
 
+    async fn replicas(
+        &self,
+        request: Request<v1::ReplicasRequest>,
+    ) -> Result<Response<v1::ReplicasResponse>, Status> {
+        let replicas = self.serving.node.replicas(&request.into_inner().name).await.map_err(refused)?;
+        let replicas = replicas.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ReplicasResponse { replicas }))
+    }
+
     async fn delete(
         &self,
         request: Request<v1::DeleteMachineRequest>,

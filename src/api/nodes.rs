@@ -30,4 +30,12 @@ impl Nodes for NodesService {
         let not_ready = self.serving.node.ready().err().map(|error| error.to_string());
         Ok(Response::new(convert::status(self.serving.node.status(), not_ready)))
     }
+
+    async fn survey(
+        &self,
+        _request: Request<v1::SurveyRequest>,
+    ) -> Result<Response<v1::SurveyResponse>, Status> {
+        let nodes = self.serving.node.survey().await.into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::SurveyResponse { nodes }))
+    }
 }

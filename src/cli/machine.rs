@@ -11,7 +11,7 @@ use crate::catalog::{REPLICAS_DEFAULT, REPLICAS_MAX};
 use crate::client::Client;
 use crate::error::Error;
 use crate::id::{Digest, NodeId};
-use crate::node::request::{MachineInfo, MemberInfo, Verified, VerifiedReplica};
+use crate::node::request::{MachineInfo, MemberInfo, ReplicaReport, Verified, VerifiedReplica};
 
 /// Create machines, see which there are, delete them
 #[derive(Debug, Subcommand)]
@@ -83,7 +83,11 @@ impl Machine {
                 show(global, &created, &Names::of(&client).await?)
             }
             Machine::List => list(global, &client.machines().await?, &Names::of(&client).await?),
-            Machine::Show { name } => show(global, &client.machine(&name).await?, &Names::of(&client).await?),
+            Machine::Show { name } => {
+                let machine = client.machine(&name).await?;
+                let replicas = client.replicas(&name).await?;
+                show_whole(global, &machine, &replicas, &Names::of(&client).await?)
+            }
             Machine::Verify { name } => {
                 verify(global, &client.verify_machine(&name).await?, &Names::of(&client).await?)
             }
@@ -226,6 +230,65 @@ pub fn table(machines: &[MachineInfo], names: &Names) -> anyhow::Result<()> {
     let rows: Vec<_> = machines.iter().map(row).collect();
     output::table(&["NAME", "WORLD", "MODULE", "LEADER", "INDEX", "REVISION", "STATE"], &rows)?;
     Ok(())
+}
+
+/// A machine, and where each of its replicas stands.
+fn show_whole(
+    global: &Global,
+    machine: &MachineInfo,
+    replicas: &[ReplicaReport],
+    names: &Names,
+) -> anyhow::Result<()> {
+    if global.json {
+        let mut whole = machine_json(machine);
+        whole["replica_logs"] = replicas.iter().map(|replica| replica_json(replica, names)).collect();
+        output::json(&whole)?;
+        return Ok(());
+    }
+    show(global, machine, names)?;
+    output::line("")?;
+    let last = replicas.iter().filter_map(|replica| Some(replica.log.as_ref().ok()?.last)).max();
+    let row = |replica: &ReplicaReport| {
+        let name = names.name(replica.node);
+        match &replica.log {
+            Err(why) => {
+                let why = output::printable(why.as_bytes());
+                vec![name, String::new(), String::new(), String::new(), String::new(), why]
+            }
+            Ok(log) => {
+                let state = match &log.halted {
+                    Some(why) => format!("halted: {}", output::printable(why.as_bytes())),
+                    None if log.asleep => "asleep".into(),
+                    None => "awake".into(),
+                };
+                let lag = last.unwrap_or_default().saturating_sub(log.applied);
+                let numbers = [log.applied, lag, log.last - log.start].map(|number| number.to_string());
+                [name, log.role.clone()].into_iter().chain(numbers).chain([state]).collect()
+            }
+        }
+    };
+    let rows: Vec<Vec<String>> = replicas.iter().map(row).collect();
+    output::table(&["NODE", "ROLE", "INDEX", "LAG", "LOG", "STATE"], &rows)?;
+    Ok(())
+}
+
+fn replica_json(replica: &ReplicaReport, names: &Names) -> Value {
+    let mut told = json!({
+        "node": replica.node.to_string(),
+        "name": names.name(replica.node),
+        "failure": replica.log.as_ref().err(),
+    });
+    if let Ok(log) = &replica.log {
+        told["term"] = json!(log.term);
+        told["role"] = json!(log.role);
+        told["log_start"] = json!(log.start);
+        told["log_last"] = json!(log.last);
+        told["committed_index"] = json!(log.committed);
+        told["applied_index"] = json!(log.applied);
+        told["asleep"] = json!(log.asleep);
+        told["halted"] = json!(log.halted);
+    }
+    told
 }
 
 fn show(global: &Global, machine: &MachineInfo, names: &Names) -> anyhow::Result<()> {

@@ -83,7 +83,7 @@ fn list(global: &Global, cluster: u64, members: &[MemberInfo]) -> anyhow::Result
 }
 
 /// The nodes as a table.
-pub fn table(members: &[MemberInfo]) -> anyhow::Result<()> {
+fn table(members: &[MemberInfo]) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = members
         .iter()
         .map(|member| {
@@ -103,7 +103,7 @@ pub fn table(members: &[MemberInfo]) -> anyhow::Result<()> {
 }
 
 /// What a node is in the catalog's group.
-fn role(member: &MemberInfo) -> &'static str {
+pub fn role(member: &MemberInfo) -> &'static str {
     match member {
         MemberInfo { leaving: true, .. } => "leaving",
         MemberInfo { leader: true, .. } => "leader",

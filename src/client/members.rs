@@ -4,9 +4,11 @@ use futures_util::future::BoxFuture;
 
 use super::{Again, Client};
 use crate::error::Error;
-use crate::node::request::{Introducer, Introduction, Invitation, MemberInfo};
+use crate::node::request::{Introducer, Introduction, Invitation, MemberInfo, ReplicaReport, Surveyed};
 use crate::proto::v1;
+use crate::proto::v1::machines_client::MachinesClient;
 use crate::proto::v1::members_client::MembersClient;
+use crate::proto::v1::nodes_client::NodesClient;
 
 impl Client {
     /// The cluster's id, and its nodes by name.
@@ -17,6 +19,24 @@ impl Client {
         let call = |channel, message| async move { MembersClient::new(channel).list(message).await };
         let listed = self.call(Again::Always, v1::ListMembersRequest {}, call).await?;
         Ok((listed.cluster, listed.members.into_iter().map(Into::into).collect()))
+    }
+
+    /// All nodes of the cluster, by name, each as it tells of itself.
+    pub async fn survey(&self) -> Result<Vec<Surveyed>, Error> {
+        let call = |channel, message| async move { NodesClient::new(channel).survey(message).await };
+        let surveyed = self.call(Again::Always, v1::SurveyRequest {}, call).await?;
+        Ok(surveyed.nodes.into_iter().map(Into::into).collect())
+    }
+
+    /// Where each replica of a machine stands in the log.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn replicas(&self, machine: &str) -> Result<Vec<ReplicaReport>, Error> {
+        let call = |channel, message| async move { MachinesClient::new(channel).replicas(message).await };
+        let message = v1::ReplicasRequest { name: machine.into() };
+        let told = self.call(Again::Always, message, call).await?;
+        Ok(told.replicas.into_iter().map(Into::into).collect())
     }
 
     /// Has the node of this name, or id, leave.

@@ -11,7 +11,7 @@
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
-//! - `shelf`: modules; `metrics`: what is counted
+//! - `shelf`: modules; `metrics`: what is counted; `report`: how nodes and replicas are
 
 mod applier;
 mod cluster;
@@ -31,6 +31,7 @@ mod reconcile;
 mod recovery;
 mod registry;
 mod removal;
+mod report;
 pub mod request;
 mod rounds;
 mod saver;

@@ -85,6 +85,11 @@ pub enum Order {
         /// Told; nothing if the group is not open.
         waiter: oneshot::Sender<Option<GroupStatus>>,
     },
+    /// Where do all groups stand here?
+    Survey {
+        /// Told.
+        waiter: oneshot::Sender<Vec<(GroupId, GroupStatus)>>,
+    },
     /// What goes with a snapshot of a group's state at this index?
     SnapshotHead {
         /// The group.
@@ -212,6 +217,7 @@ impl Orders {
 /// What is asked about a group.
 enum Question {
     Status(GroupId, oneshot::Sender<Option<GroupStatus>>),
+    Survey(oneshot::Sender<Vec<(GroupId, GroupStatus)>>),
     SnapshotHead(GroupId, Index, oneshot::Sender<Option<SnapshotHead>>),
 }
 
@@ -326,6 +332,7 @@ impl Desk {
                 self.inputs.push(Input::Transfer { group, id: ProposalId(self.last_id), to });
             }
             Order::Status { group, waiter } => self.asking.push(Question::Status(group, waiter)),
+            Order::Survey { waiter } => self.asking.push(Question::Survey(waiter)),
             Order::SnapshotHead { group, index, waiter } => {
                 self.asking.push(Question::SnapshotHead(group, index, waiter));
             }
@@ -378,6 +385,7 @@ impl Desk {
         for question in self.asking.drain(..) {
             match question {
                 Question::Status(group, waiter) => drop(waiter.send(self.shard.group_status(group))),
+                Question::Survey(waiter) => drop(waiter.send(self.shard.survey())),
                 Question::SnapshotHead(group, index, waiter) => {
                     drop(waiter.send(self.shard.snapshot_head(group, index)));
                 }

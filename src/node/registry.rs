@@ -11,47 +11,60 @@ use crate::id::GroupId;
 
 /// Looked up on every request, changed rarely: readers never wait.
 pub struct Registry {
-    by_name: ArcSwap<HashMap<String, Arc<Machine>>>,
+    open: ArcSwap<Open>,
     /// Counts the changes, for those who wait for one.
     changes: watch::Sender<u64>,
 }
 
+#[derive(Clone, Default)]
+struct Open {
+    by_name: HashMap<String, Arc<Machine>>,
+    by_group: HashMap<GroupId, Arc<Machine>>,
+}
+
 impl Default for Registry {
     fn default() -> Registry {
-        Registry { by_name: ArcSwap::default(), changes: watch::Sender::new(0) }
+        Registry { open: ArcSwap::default(), changes: watch::Sender::new(0) }
     }
 }
 
 impl Registry {
     /// The machine of this name.
     pub fn get(&self, name: &str) -> Option<Arc<Machine>> {
-        self.by_name.load().get(name).cloned()
+        self.open.load().by_name.get(name).cloned()
     }
 
     /// The machine of this group.
     pub fn by_group(&self, group: GroupId) -> Option<Arc<Machine>> {
-        self.by_name.load().values().find(|machine| machine.record.group() == group).cloned()
+        self.open.load().by_group.get(&group).cloned()
     }
 
     /// All machines, by name.
     pub fn all(&self) -> Vec<Arc<Machine>> {
-        let by_name = self.by_name.load();
-        let sorted: BTreeMap<_, _> = by_name.iter().collect();
+        let open = self.open.load();
+        let sorted: BTreeMap<_, _> = open.by_name.iter().collect();
         sorted.into_values().cloned().collect()
     }
 
     /// Adds a machine, or replaces the one of its name. Only one task changes the registry.
     pub(super) fn insert(&self, machine: Arc<Machine>) {
-        let mut by_name = HashMap::clone(&self.by_name.load());
-        by_name.insert(machine.record.name.clone(), machine);
-        self.swap(by_name);
+        let mut open = Open::clone(&self.open.load());
+        open.by_group.insert(machine.record.group(), machine.clone());
+        if let Some(before) = open.by_name.insert(machine.record.name.clone(), machine.clone())
+            && before.record.group() != machine.record.group()
+        {
+            open.by_group.remove(&before.record.group());
+        }
+        self.swap(open);
     }
 
     /// Takes a machine out.
     pub(super) fn remove(&self, name: &str) {
-        let mut by_name = HashMap::clone(&self.by_name.load());
-        by_name.remove(name);
-        self.swap(by_name);
+        let mut open = Open::clone(&self.open.load());
+        if let Some(machine) = open.by_name.remove(name) {
+            open.by_group.remove(&machine.record.group());
+        }
+        self.swap(open);
     }
 
     /// Waits until `found` finds something.
@@ -65,8 +78,8 @@ impl Registry {
         }
     }
 
-    fn swap(&self, by_name: HashMap<String, Arc<Machine>>) {
-        self.by_name.store(Arc::new(by_name));
+    fn swap(&self, open: Open) {
+        self.open.store(Arc::new(open));
         self.changes.send_modify(|count| *count += 1);
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use prost::Message;
 
 use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
@@ -221,6 +222,113 @@ pub struct NodeStatus {
     pub machines: Vec<MachineInfo>,
     /// How many modules the catalog holds.
     pub modules: usize,
+}
+
+/// How a node is, as it tells of itself; the same among nodes.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct NodeReport {
+    /// How long it has been serving, in milliseconds.
+    #[prost(uint64, tag = "1")]
+    pub uptime_ms: u64,
+    /// Raft groups of which it has a replica: its machines and the catalog.
+    #[prost(uint64, tag = "2")]
+    pub groups: u64,
+    /// Of those, the ones that it leads.
+    #[prost(uint64, tag = "3")]
+    pub leading: u64,
+    /// Those that have nothing to do and cost nothing.
+    #[prost(uint64, tag = "4")]
+    pub asleep: u64,
+    /// Machines whose replica has stopped.
+    #[prost(uint64, tag = "5")]
+    pub halted: u64,
+    /// The largest number of entries that one of its replicas has yet to apply.
+    #[prost(uint64, tag = "6")]
+    pub unapplied: u64,
+    /// How far other nodes are behind in the groups that it leads.
+    #[prost(message, repeated, tag = "7")]
+    pub behind: Vec<Behind>,
+    /// What it has on its disk.
+    #[prost(message, optional, tag = "8")]
+    pub disk: Option<DiskUse>,
+}
+
+/// How far a node is behind a leader.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct Behind {
+    /// The node.
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// The largest number of entries that one of its replicas lacks, as far as the leader knows.
+    #[prost(uint64, tag = "2")]
+    pub entries: u64,
+}
+
+/// What a data directory takes, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Message)]
+pub struct DiskUse {
+    /// The log database.
+    #[prost(uint64, tag = "1")]
+    pub log_bytes: u64,
+    /// The state database.
+    #[prost(uint64, tag = "2")]
+    pub state_bytes: u64,
+    /// Snapshots, those on their way included.
+    #[prost(uint64, tag = "3")]
+    pub snapshots_bytes: u64,
+    /// Modules, and what was compiled from them.
+    #[prost(uint64, tag = "4")]
+    pub modules_bytes: u64,
+    /// What the disk still takes; absent: not known.
+    #[prost(uint64, optional, tag = "5")]
+    pub free_bytes: Option<u64>,
+}
+
+/// Where a replica stands in its group's log; the same among nodes.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct ReplicaLog {
+    /// The Raft term it knows.
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    /// `leader`, `follower`, `candidate` or `learner`.
+    #[prost(string, tag = "2")]
+    pub role: String,
+    /// The entry before the first one that its log keeps.
+    #[prost(uint64, tag = "3")]
+    pub start: u64,
+    /// The last entry.
+    #[prost(uint64, tag = "4")]
+    pub last: u64,
+    /// The last entry that it knows to be committed.
+    #[prost(uint64, tag = "5")]
+    pub committed: u64,
+    /// The last entry that it has applied.
+    #[prost(uint64, tag = "6")]
+    pub applied: u64,
+    /// Whether it has nothing to do and costs nothing.
+    #[prost(bool, tag = "7")]
+    pub asleep: bool,
+    /// Why it does not serve, if it does not.
+    #[prost(string, optional, tag = "8")]
+    pub halted: Option<String>,
+}
+
+/// A node, as the one that was asked knows it, and as it tells of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Surveyed {
+    /// As the answering node knows it.
+    pub member: MemberInfo,
+    /// As it tells of itself, or why it does not.
+    pub report: Result<NodeReport, String>,
+}
+
+/// A replica of a machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaReport {
+    /// Its node.
+    pub node: NodeId,
+    /// Where it stands, or why that cannot be said.
+    pub log: Result<ReplicaLog, String>,
 }
 
 /// A module on its way in.

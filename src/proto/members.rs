@@ -3,7 +3,9 @@
 use super::v1;
 use crate::error::Error;
 use crate::id::{Index, LogTime, NodeId, ReplicaId};
-use crate::node::request::{Contact, Introduction, Invitation, MemberInfo, Verified, VerifiedReplica};
+use crate::node::request::{
+    Contact, Introduction, Invitation, MemberInfo, ReplicaReport, Surveyed, Verified, VerifiedReplica,
+};
 use crate::proto::convert;
 
 impl From<MemberInfo> for v1::Member {
@@ -107,5 +109,42 @@ impl TryFrom<v1::VerifyMachineResponse> for Verified {
         };
         let replicas = message.replicas.into_iter().map(replica).collect::<Result<_, Error>>()?;
         Ok(Verified { index: Index(message.index), replicas })
+    }
+}
+
+impl From<Surveyed> for v1::SurveyedNode {
+    fn from(surveyed: Surveyed) -> v1::SurveyedNode {
+        let (report, failure) = match surveyed.report {
+            Ok(report) => (Some(report), None),
+            Err(why) => (None, Some(why)),
+        };
+        v1::SurveyedNode { member: Some(surveyed.member.into()), report, failure }
+    }
+}
+
+impl From<v1::SurveyedNode> for Surveyed {
+    fn from(message: v1::SurveyedNode) -> Surveyed {
+        let untold = || message.failure.unwrap_or_else(|| "it tells nothing".into());
+        Surveyed {
+            member: message.member.unwrap_or_default().into(),
+            report: message.report.ok_or_else(untold),
+        }
+    }
+}
+
+impl From<ReplicaReport> for v1::ReplicaReport {
+    fn from(replica: ReplicaReport) -> v1::ReplicaReport {
+        let (log, failure) = match replica.log {
+            Ok(log) => (Some(log), None),
+            Err(why) => (None, Some(why)),
+        };
+        v1::ReplicaReport { node: replica.node.0, log, failure }
+    }
+}
+
+impl From<v1::ReplicaReport> for ReplicaReport {
+    fn from(message: v1::ReplicaReport) -> ReplicaReport {
+        let untold = || message.failure.unwrap_or_else(|| "it tells nothing".into());
+        ReplicaReport { node: NodeId(message.node), log: message.log.ok_or_else(untold) }
     }
 }

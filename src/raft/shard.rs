@@ -424,6 +424,15 @@ impl Shard {
         self.group(group).map(Group::status)
     }
 
+    /// Where all groups stand, but for those in quarantine.
+    pub fn survey(&self) -> Vec<(GroupId, GroupStatus)> {
+        let open = |(id, slot): (&GroupId, &Slot)| match slot {
+            Slot::Open(group) => Some((*id, group.status())),
+            Slot::Quarantined(_) => None,
+        };
+        self.groups.iter().filter_map(open).collect()
+    }
+
     /// What the clock of a group shows that this node leads: what a batch made now would be stamped with.
     pub fn log_time(&self, now: Now, group: GroupId) -> Option<LogTime> {
         self.group(group)?.log_time(now)

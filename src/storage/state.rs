@@ -174,6 +174,11 @@ impl StateDb {
         Ok(Replacement { state: self, group, changes: self.db.changes(&FAMILIES)?, key: Vec::new() })
     }
 
+    /// What the disk still takes, if that can be said.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.db.free_bytes()
+    }
+
     /// The failure that stopped the database, if one did.
     pub fn failure(&self) -> Option<Fault> {
         self.db.failure()

@@ -126,6 +126,8 @@ impl Node {
             Question::Stand(At { group, index }) => {
                 Ok(Answer::Standing(self.standing_here(GroupId(group), Index(index)).await?))
             }
+            Question::Report(()) => Ok(Answer::Report(self.report().await)),
+            Question::ReplicaLog(group) => Ok(Answer::ReplicaLog(self.replica_log(GroupId(group)).await?)),
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))

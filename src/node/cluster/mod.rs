@@ -23,7 +23,7 @@ mod roster;
 mod route;
 mod verify;
 mod waiting_room;
-mod words;
+pub(super) mod words;
 
 pub(super) use self::contact::{locate_all, of_catalog, replicas};
 pub(super) use self::courier::{Courier, Errand, run as run_errands};

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::batch::Operation;
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
-use crate::node::request::{Answered, Applied, Consistency};
+use crate::node::request::{Answered, Applied, Consistency, NodeReport, ReplicaLog};
 use crate::raft::SnapshotHead;
 use crate::storage::entry::Membership;
 
@@ -16,7 +16,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub question: Option<Question>,
 }
 
@@ -44,6 +44,12 @@ pub enum Question {
     /// How does your replica stand when it has come to this index?
     #[prost(message, tag = "7")]
     Stand(At),
+    /// How are you?
+    #[prost(message, tag = "8")]
+    Report(()),
+    /// Where does your replica of this group stand in its log?
+    #[prost(uint64, tag = "9")]
+    ReplicaLog(u64),
 }
 
 /// See [`Question::Propose`].
@@ -206,7 +212,7 @@ impl SnapshotOffer {
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// Which; none: a newer version answers.
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6")]
     pub answer: Option<Answer>,
 }
 
@@ -225,6 +231,12 @@ pub enum Answer {
     /// How a replica stands.
     #[prost(message, tag = "4")]
     Standing(Standing),
+    /// How a node is.
+    #[prost(message, tag = "5")]
+    Report(NodeReport),
+    /// Where a replica stands in its log.
+    #[prost(message, tag = "6")]
+    ReplicaLog(ReplicaLog),
 }
 
 /// What became of an operation or a query.
