@@ -159,6 +159,8 @@ pub struct ConfigFile {
     pub peer: Option<String>,
     /// `listen.http`
     pub http: Option<String>,
+    /// `otlp`
+    pub otlp: Option<String>,
     /// `listen.advertise`
     pub advertise: Option<String>,
     /// `[limits]`, with the defaults of what is not there.
@@ -217,7 +219,7 @@ impl ConfigFile {
 }
 
 /// The keys outside of any section.
-const ROOT_KEYS: &str = "data_dir, name, bootstrap, join, [listen], [limits], [guests], [storage]";
+const ROOT_KEYS: &str = "data_dir, name, bootstrap, join, otlp, [listen], [limits], [guests], [storage]";
 
 struct Reader<'t> {
     text: &'t str,
@@ -239,6 +241,7 @@ impl Reader<'_> {
                 "name" => file.name = self.name(value),
                 "bootstrap" => file.bootstrap = self.truth("bootstrap", value),
                 "join" => file.join = self.addresses("join", value),
+                "otlp" => file.otlp = self.address("otlp", value),
                 "listen" => self.listen(value, &mut file),
                 "limits" => file.limits = self.section(value),
                 "guests" => file.guests = self.section(value),
@@ -407,7 +410,9 @@ pub fn example() -> String {
         "# Statehouse: every setting with its default. Flags of `statehouse serve` go before this file.\n\n\
          #data_dir = \"statehouse-data\"\n#name = \"node-1\"\n\
          # Begin a new cluster if the data directory is empty.\n#bootstrap = false\n\
-         # Or join one: client addresses of nodes of it.\n#join = [\"10.0.0.1:7070\"]\n\n\
+         # Or join one: client addresses of nodes of it.\n#join = [\"10.0.0.1:7070\"]\n\
+         # Where the spans of traced requests go (OTLP over gRPC); without it, to the log.\n\
+         #otlp = \"127.0.0.1:4317\"\n\n\
          [listen]\n#client = \"{CLIENT_ADDRESS}\"\n#peer = \"{PEER_ADDRESS}\"\n\
          # What others call this computer, if it listens on all its addresses.\n\
          #advertise = \"node-1.example.com\"\n\

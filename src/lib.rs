@@ -66,6 +66,7 @@ pub mod proto;
 pub mod raft;
 pub mod storage;
 pub mod time;
+pub mod trace;
 pub mod wasm;
 
 pub use client::Client;

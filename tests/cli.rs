@@ -13,6 +13,8 @@ mod refusals;
 #[path = "../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "the tests inside the crate use the rest of it")]
 mod text;
+#[path = "cli/traced.rs"]
+mod traced;
 
 use process::{Node, component, directory, program, run_with};
 use rustix::process::Signal;

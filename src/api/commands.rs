@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::Stream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::in_flight::{Bounds, InFlight};
@@ -16,6 +17,7 @@ use crate::node::request::{Answered, Applied, Consistency};
 use crate::proto::v1::commands_server::Commands;
 use crate::proto::v1::{self, apply_stream_response, query_stream_response};
 use crate::proto::{convert, status};
+use crate::trace::{self, TraceContext};
 
 /// Room for the fields of a request beside its payload when a stream counts bytes.
 const REQUEST_BYTES: usize = 64;
@@ -63,8 +65,23 @@ impl Addressee {
     }
 }
 
-async fn apply(node: Node, machine: Result<Arc<str>, Error>, command: Bytes) -> Result<Applied, Error> {
-    node.apply(&machine?, command).await
+async fn apply(
+    node: Node,
+    machine: Result<Arc<str>, Error>,
+    command: Bytes,
+    traceparent: String,
+) -> Result<Applied, Error> {
+    let machine = machine?;
+    let trace = traceparent.parse::<TraceContext>().ok();
+    let (span, within) = trace.map(|trace| trace.request("command", &machine)).unzip();
+    let applied = node.apply_traced(&machine, command, within).await;
+    drop(span);
+    applied
+}
+
+/// The trace that a request says it belongs to. What does not read is none, as the standard has it.
+fn trace_of(metadata: &MetadataMap) -> Option<TraceContext> {
+    metadata.get(trace::HEADER)?.to_str().ok()?.parse().ok()
 }
 
 async fn query(
@@ -97,9 +114,12 @@ impl Commands for CommandsService {
     type QueryStreamStream = Answers<v1::QueryStreamResponse>;
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
+        let trace = trace_of(request.metadata());
         let v1::ApplyRequest { machine, command } = request.into_inner();
-        let applied = self.serving.node.apply(&machine, command).await.map_err(refused)?;
-        Ok(Response::new(applied.into()))
+        let (span, within) = trace.map(|trace| trace.request("command", &machine)).unzip();
+        let applied = self.serving.node.apply_traced(&machine, command, within).await;
+        drop(span);
+        Ok(Response::new(applied.map_err(refused)?.into()))
     }
 
     async fn apply_stream(
@@ -108,9 +128,9 @@ impl Commands for CommandsService {
     ) -> Result<Response<Self::ApplyStreamStream>, Status> {
         let (node, mut addressee) = (self.serving.node.clone(), Addressee::unknown());
         let begin = move |request: v1::ApplyStreamRequest| {
-            let v1::ApplyStreamRequest { id, machine, command } = request;
+            let v1::ApplyStreamRequest { id, machine, command, traceparent } = request;
             let bytes = command.len() + REQUEST_BYTES;
-            let applying = apply(node.clone(), addressee.follow(&machine), command);
+            let applying = apply(node.clone(), addressee.follow(&machine), command, traceparent);
             (bytes, apply_answer(id, applying))
         };
         let stopping = self.serving.stopping();
@@ -119,10 +139,13 @@ impl Commands for CommandsService {
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryResponse>, Status> {
+        let trace = trace_of(request.metadata());
         let query = request.into_inner();
+        let span = trace.map(|trace| trace.request("query", &query.machine).0);
         let consistency = convert::consistency(&query).map_err(refused)?;
         check_query(&query.request, self.serving.limits.query_bytes_max).map_err(refused)?;
         let answered = self.serving.node.query(&query.machine, query.request, consistency).await;
+        drop(span);
         Ok(Response::new(answered.map_err(refused)?.into()))
     }
 

@@ -27,7 +27,7 @@ pub fn routes(serving: Arc<Serving>) -> Router {
 }
 
 async fn metrics(State(serving): State<Arc<Serving>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, METRICS_TYPE)], serving.node.metrics())
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], serving.node.metrics().await)
 }
 
 /// A node that is starting or stopping is healthy; one that has stopped after a fault is not, and wants a

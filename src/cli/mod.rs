@@ -8,7 +8,7 @@
 //! - `serve`, `dev`: run a node; `running`: what both have in common
 //! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `status`: talk to one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
-//! - `payload`, `output`: arguments that stand for bytes; how data is shown
+//! - `payload`, `output`: arguments that stand for bytes; how data is shown; `telemetry`: the log and traces
 
 mod apply;
 mod compile_module;
@@ -24,19 +24,21 @@ mod query;
 mod running;
 mod serve;
 mod status;
+mod telemetry;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{ErrorKind, IsTerminal};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::client::Client;
 use crate::config::{CLIENT_ADDRESS, check_address};
 use crate::proto::status as wire_status;
+use crate::trace::TraceContext;
 
 /// Statehouse runs your state machine, compiled to WebAssembly, on a replicated log.
 #[derive(Debug, Parser)]
@@ -98,6 +100,10 @@ struct Global {
         help_heading = "Global options"
     )]
     log: Option<String>,
+
+    /// Have the nodes follow the requests, and print the name of their trace on standard error
+    #[arg(long, global = true, help_heading = "Global options")]
+    trace: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -176,7 +182,7 @@ impl Command {
         match self {
             Command::CompileModule(command) => return Ok(command.run()),
             Command::Completions(command) => return command.run(),
-            _ => start_log(global, if serves { "info" } else { "warn" })?,
+            _ => {}
         }
         let mut runtime = match serves {
             true => tokio::runtime::Builder::new_multi_thread(),
@@ -190,8 +196,12 @@ impl Command {
     }
 
     async fn run_async(self, global: &Global) -> anyhow::Result<ExitCode> {
+        if let Command::Serve(command) = self {
+            return command.run(global).await;
+        }
+        let default = if matches!(self, Command::Dev(_)) { "info" } else { "warn" };
+        let _export = telemetry::start(global, default, None)?;
         match self {
-            Command::Serve(command) => return command.run(global).await,
             Command::Dev(command) => return command.run(global).await,
             Command::Module(command) => command.run(global).await?,
             Command::Machine(command) => command.run(global).await?,
@@ -200,8 +210,8 @@ impl Command {
             Command::Query(command) => command.run(global).await?,
             Command::Kv(command) => command.run(global).await?,
             Command::Status(command) => command.run(global).await?,
-            Command::Completions(_) | Command::CompileModule(_) => {
-                unreachable!("ended before there was a runtime")
+            Command::Serve(_) | Command::Completions(_) | Command::CompileModule(_) => {
+                unreachable!("they have returned")
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -211,24 +221,16 @@ impl Command {
 impl Global {
     /// A client of the endpoints.
     fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::new(&self.endpoints)?.with_timeout(Duration::from_secs(self.timeout)))
+        let client = Client::new(&self.endpoints)?.with_timeout(Duration::from_secs(self.timeout));
+        if !self.trace {
+            return Ok(client);
+        }
+        let mut random = [0; TraceContext::BYTES];
+        getrandom::fill(&mut random).context("the system gives no random numbers")?;
+        let trace = TraceContext::new(random);
+        output::tell(format_args!("trace {}", trace.trace_id()));
+        Ok(client.with_trace(trace))
     }
-}
-
-fn start_log(global: &Global, default: &str) -> anyhow::Result<()> {
-    let filter = global.log.as_deref().unwrap_or(default);
-    let filter = EnvFilter::try_new(filter).map_err(|e| {
-        Usage(format!("--log {filter:?} is no filter ({e}): try `info` or `statehouse=debug`"))
-    })?;
-    // A line that cannot be written is dropped. The library would complain on standard error, and panic when
-    // that is what is closed: in a node, on the thread that applies commands.
-    let log = tracing_subscriber::fmt().log_internal_errors(false);
-    let log = log.with_writer(std::io::stderr).with_env_filter(filter);
-    let started = match global.json {
-        true => log.json().try_init(),
-        false => log.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
-    };
-    started.map_err(|e| anyhow::anyhow!("the log cannot be started: {e}"))
 }
 
 /// Tells an error on standard error, and the exit code for it.

@@ -17,6 +17,9 @@ use crate::node::Node;
 use crate::node::config::{CompileIn, Join, Limits, NodeConfig, PeerConfig};
 use crate::time::Clock;
 
+/// What a node is called, unless told otherwise.
+pub const NODE_NAME: &str = "node-1";
+
 /// How a process ends that is told twice to stop.
 const IMPATIENT: u8 = 130;
 
@@ -64,7 +67,7 @@ pub fn node_config(
     data_dir: std::path::PathBuf,
     listen: &Listen,
 ) -> anyhow::Result<NodeConfig> {
-    let name = file.name.clone().unwrap_or_else(|| "node-1".into());
+    let name = file.name.clone().unwrap_or_else(|| NODE_NAME.into());
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let ConfigFile { limits, guests, storage, .. } = file;
     let join = match file.join.as_slice() {

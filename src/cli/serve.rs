@@ -8,7 +8,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::running::{self, Service};
-use super::{Global, Usage, address, output};
+use super::telemetry::Collector;
+use super::{Global, Usage, address, output, telemetry};
 use crate::config::{self, ConfigFile, Listen};
 
 /// Run a node
@@ -38,6 +39,9 @@ pub struct Serve {
     /// Where to serve /metrics, /healthz and /readyz [default: nowhere]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     http: Option<String>,
+    /// Send the spans of traced requests to this collector (OTLP over gRPC), instead of to the log
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    otlp: Option<String>,
     /// What others call this computer; needed if it listens on all its addresses, such as 0.0.0.0:7070
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
@@ -67,6 +71,9 @@ impl Serve {
             return Ok(ExitCode::SUCCESS);
         }
         let file = self.merged()?;
+        let name = file.name.as_deref().unwrap_or(running::NODE_NAME);
+        let collector = file.otlp.as_deref().map(|address| Collector { address, node: name });
+        let _export = telemetry::start(global, "info", collector)?;
         let data_dir = file.data_dir.clone().ok_or_else(|| {
             Usage("no data directory: give --data-dir, or `data_dir` in the file of --config".into())
         })?;
@@ -92,6 +99,7 @@ impl Serve {
             client: self.client.clone().or(file.client),
             peer: self.peer.clone().or(file.peer),
             http: self.http.clone().or(file.http),
+            otlp: self.otlp.clone().or(file.otlp),
             ..file
         })
     }
@@ -148,6 +156,7 @@ mod tests {
             client: None,
             peer: None,
             http: None,
+            otlp: None,
             advertise: None,
             bootstrap: false,
             join: Vec::new(),

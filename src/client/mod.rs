@@ -68,6 +68,7 @@ use crate::proto::v1::machines_client::MachinesClient;
 use crate::proto::v1::modules_client::ModulesClient;
 use crate::proto::v1::nodes_client::NodesClient;
 use crate::proto::{convert, status, v1};
+use crate::trace::{self, TraceContext};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,6 +87,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 pub struct Client {
     nodes: Arc<Nodes>,
     timeout: Duration,
+    trace: Option<TraceContext>,
 }
 
 /// The nodes that a client knows.
@@ -131,7 +133,17 @@ impl Client {
         if nodes.is_empty() {
             return Err(Error::Invalid("no address of a node was given".into()));
         }
-        Ok(Client { nodes: Arc::new(Nodes { nodes, current: AtomicUsize::new(0) }), timeout: TIMEOUT })
+        Ok(Client {
+            nodes: Arc::new(Nodes { nodes, current: AtomicUsize::new(0) }),
+            timeout: TIMEOUT,
+            trace: None,
+        })
+    }
+
+    /// The same client; its requests are followed through the nodes, as part of a trace. Those on streams are
+    /// not.
+    pub fn with_trace(self, trace: TraceContext) -> Client {
+        Client { trace: Some(trace), ..self }
     }
 
     /// The same client with another time limit for each request (30 seconds at first; uploads have their
@@ -315,6 +327,10 @@ impl Client {
         for (number, peer) in self.nodes.in_turn() {
             let mut request = Request::new(message.clone());
             request.set_timeout(self.timeout);
+            if let Some(trace) = self.trace {
+                let text = trace.to_string().parse().expect("a trace context is hexadecimal digits");
+                request.metadata_mut().insert(trace::HEADER, text);
+            }
             match call(peer.channel.clone(), request).await {
                 Ok(answer) => {
                     self.nodes.current.store(number, Ordering::Relaxed);

@@ -85,7 +85,8 @@ impl ApplySender {
     /// # Errors
     /// `Unavailable` if the stream has ended: this command was not sent.
     pub async fn send(&self, id: u64, machine: &str, command: impl Into<Bytes>) -> Result<(), Error> {
-        let message = v1::ApplyStreamRequest { id, machine: machine.into(), command: command.into() };
+        let (machine, command) = (machine.into(), command.into());
+        let message = v1::ApplyStreamRequest { id, machine, command, traceparent: String::new() };
         self.messages.send(message).await.map_err(ended)
     }
 }

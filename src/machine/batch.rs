@@ -24,6 +24,10 @@ pub struct Operation {
     /// Which; none means that a newer version wrote it, and the outcome is `HostCode::Invalid`.
     #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5")]
     pub act: Option<Act>,
+    /// The context of the trace that it belongs to, for those who follow it through the nodes; usually
+    /// nothing. No guest sees it.
+    #[prost(bytes = "vec", tag = "15")]
+    pub trace: Vec<u8>,
 }
 
 /// The kinds of operation.
@@ -107,21 +111,27 @@ impl Batch {
 impl Operation {
     /// A client's command.
     pub fn command(payload: Bytes) -> Operation {
-        Operation { act: Some(Act::Command(payload)) }
+        Act::Command(payload).into()
     }
 
     /// Its size in the log, in bytes.
     pub fn size(&self) -> usize {
         // Commands are nearly all there is, and their size is known without walking the message.
         match &self.act {
-            Some(Act::Command(payload)) => payload.len() + 16,
+            Some(Act::Command(payload)) => payload.len() + self.trace.len() + 16,
             _ => self.encoded_len(),
         }
     }
 
     /// The machine's first input.
     pub fn create(module: Digest, configuration: Bytes) -> Operation {
-        Operation { act: Some(Act::Create(Create { module: module.0.to_vec(), configuration })) }
+        Act::Create(Create { module: module.0.to_vec(), configuration }).into()
+    }
+}
+
+impl From<Act> for Operation {
+    fn from(act: Act) -> Operation {
+        Operation { act: Some(act), trace: Vec::new() }
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tracing::Span;
 
 use super::history::LogHistory;
 use super::lane::{Lane, Placed, Published};
@@ -17,7 +18,7 @@ use super::stage::Stage;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, Term};
 use crate::machine::apply::{self, Applied, Note};
-use crate::machine::batch::{Act, Batch, Head, Operation, Verdict};
+use crate::machine::batch::{Act, Batch, Head, Verdict};
 use crate::machine::frame::LogLevel;
 use crate::machine::guest::Guest;
 use crate::machine::outcome::{HostCode, Outcome};
@@ -27,6 +28,7 @@ use crate::machine::settled;
 use crate::machine::view::{Table, View};
 use crate::raft::{Role, SnapshotHead};
 use crate::storage::entry::{Entry, EntryKind};
+use crate::trace::TraceContext;
 
 /// What has changed in a machine's rows.
 pub enum Changed<'a> {
@@ -217,6 +219,7 @@ impl Applier {
         let begun_ns = stage.clock.elapsed_ns();
         let batch = Batch::read(entry.data.clone())?;
         self.lockstep.check(&batch).map_err(Obstacle::Halt)?;
+        let spans = self.spans(entry.index, &batch, stage);
         let applied = self.run(entry.index, &batch, stage)?;
         let rows = applied.writes.iter().map(|w| (w.table, &w.key, w.value.as_ref()));
         stage.state.write(self.group, rows, &applied.head)?;
@@ -226,10 +229,18 @@ impl Applier {
         }
         self.tell(entry.index, &applied.notes);
         self.publish(lane, entry, stage);
+        drop(spans);
         self.send_beacon(lane, stage);
         stage.note_written(entry.data.len() as u64);
         stage.metrics.batch_applied(batch.operations.len(), stage.clock.elapsed_ns() - begun_ns);
         Ok(Some(applied))
+    }
+
+    /// The spans of those of its operations that are traced.
+    fn spans(&self, index: Index, batch: &Batch, stage: &Stage) -> Vec<Span> {
+        let traced = batch.operations.iter().filter(|operation| !operation.trace.is_empty());
+        let contexts = traced.filter_map(|operation| TraceContext::from_bytes(&operation.trace));
+        contexts.map(|context| context.apply(&stage.name, self.group, index)).collect()
     }
 
     fn run(&mut self, index: Index, batch: &Batch, stage: &Stage) -> Result<Applied, Obstacle> {
@@ -287,7 +298,7 @@ impl Applier {
             verdict");
         if lane.role().is_some_and(|role| role.role == Role::Leader) {
             let verdict = Verdict { index: index.0, offset, exhausted: true };
-            let operation = Operation { act: Some(Act::Verdict(verdict)) };
+            let operation = Act::Verdict(verdict).into();
             stage.orders.send(Order::Propose { group: self.group, operation, waiter: None });
         }
     }

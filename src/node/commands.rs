@@ -10,12 +10,14 @@ use tokio::sync::oneshot;
 use super::Node;
 use super::lane::Lane;
 use super::machine::{self, Closed, Machine, Queries};
+use super::metrics::seconds;
 use super::order::Order;
 use super::registry::Registry;
 use super::request::{Answered, Applied, Consistency};
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
 use crate::machine::batch::Operation;
+use crate::trace::TraceContext;
 
 /// Commands and queries.
 impl Node {
@@ -24,6 +26,19 @@ impl Node {
     /// # Errors
     /// `NotFound`, `TooLarge`, `Overloaded`, `Unavailable`: it was not done. `Unknown`: it may have been.
     pub async fn apply(&self, machine: &str, command: Bytes) -> Result<Applied, Error> {
+        self.apply_traced(machine, command, None).await
+    }
+
+    /// The same for a command that is followed through the nodes.
+    ///
+    /// # Errors
+    /// As of [`apply`](Node::apply).
+    pub async fn apply_traced(
+        &self,
+        machine: &str,
+        command: Bytes,
+        trace: Option<TraceContext>,
+    ) -> Result<Applied, Error> {
         let found = self.find_ready(machine).await?;
         let bytes_max = self.inner.config.limits.command_bytes_max as usize;
         if command.len() > bytes_max {
@@ -38,7 +53,13 @@ impl Node {
         {
             return Err(why);
         }
-        self.propose(found.record.group(), Operation::command(command)).await
+        let mut operation = Operation::command(command);
+        operation.trace = trace.map(TraceContext::to_bytes).unwrap_or_default();
+        let clock = self.inner.stage.clock;
+        let begun_ns = clock.elapsed_ns();
+        let applied = self.propose(found.record.group(), operation).await;
+        self.inner.stage.metrics.stages.command.observe(seconds(clock.elapsed_ns() - begun_ns));
+        applied
     }
 
     /// Asks a machine a question.
@@ -157,8 +178,12 @@ impl Node {
 
     pub(super) async fn read_point(&self, group: GroupId, lease: bool) -> Result<Index, Error> {
         let (waiter, told) = oneshot::channel();
+        let clock = self.inner.stage.clock;
+        let begun_ns = clock.elapsed_ns();
         self.inner.stage.orders.send(Order::Read { group, lease, waiter });
-        match told.await {
+        let told = told.await;
+        self.inner.stage.metrics.stages.read_point.observe(seconds(clock.elapsed_ns() - begun_ns));
+        match told {
             Ok(answer) => answer,
             Err(_) => Err(self.stopped("the read was not done")),
         }

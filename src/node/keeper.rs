@@ -13,7 +13,7 @@ use super::rounds::Rounds;
 use super::stage::Stage;
 use crate::error::Fault;
 use crate::id::Index;
-use crate::machine::batch::{Act, Expire, Operation};
+use crate::machine::batch::{Act, Expire};
 use crate::machine::lease;
 use crate::raft::{Input, Role};
 
@@ -76,7 +76,7 @@ impl Keeper {
         let published = parts.lane.published();
         let leases = lease::due(&*published.view, published.time_ms(&self.stage.clock), EXPIRE_MAX)?;
         if !leases.is_empty() {
-            let operation = Operation { act: Some(Act::Expire(Expire { leases })) };
+            let operation = Act::Expire(Expire { leases }).into();
             self.stage.orders.send(Order::Propose { group: parts.lane.group, operation, waiter: None });
         }
         Ok(())

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::applier::Applier;
+use super::metrics::seconds;
 use super::order::Waiter;
 use super::stage::Stage;
 use crate::error::Error;
@@ -34,6 +35,8 @@ pub struct Job {
     pub snapshot: Option<SnapshotHead>,
     /// The entries.
     pub entries: Vec<Placed>,
+    /// When it was given to the lane, by the node's clock.
+    pub since_ns: u64,
 }
 
 /// The state after an applied batch, for queries.
@@ -100,6 +103,8 @@ impl Lane {
         let mut applier = self.applier.lock();
         let jobs = std::mem::take(&mut *self.queue.lock());
         for job in jobs {
+            let waited_ns = stage.clock.elapsed_ns() - job.since_ns;
+            stage.metrics.stages.apply_wait.observe(seconds(waited_ns));
             if let Some(snapshot) = job.snapshot {
                 applier.install(self, &snapshot, stage);
             }

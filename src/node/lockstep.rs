@@ -80,7 +80,7 @@ impl Lockstep {
 /// The beacon of a replica that stands at `head`.
 pub fn beacon(head: &Head) -> Operation {
     let beacon = Beacon { index: head.index.0, hash: head.hash.0.to_vec() };
-    Operation { act: Some(Act::Beacon(beacon)) }
+    Act::Beacon(beacon).into()
 }
 
 #[cfg(test)]

@@ -341,8 +341,10 @@ impl Node {
     }
 
     /// What Prometheus scrapes.
-    pub fn metrics(&self) -> String {
-        self.inner.stage.metrics.text()
+    pub async fn metrics(&self) -> String {
+        let report = self.report().await;
+        let peers = self.inner.stage.net.as_ref().map(|net| net.counters()).unwrap_or_default();
+        self.inner.stage.metrics.text(&report, &peers)
     }
 
     fn check_alive(&self) -> Result<(), Error> {

@@ -129,10 +129,13 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let (courier, errands) = Courier::new();
     let failure = watch::Sender::new(None);
     let log_reader = log_db.reader();
-    let log = start_log(log_db, orders.clone(), failure.clone())?;
     let metrics = Metrics::default();
+    let synced = metrics.stages.clone();
+    let log_db = log_db.observed_by(move |write| synced.log_written(write.bytes, write.took_ns));
+    let log = start_log(log_db, orders.clone(), failure.clone())?;
     let waiting_room = WaitingRoom::new(config.leader_wait_bytes_max, metrics.routed.clone());
     let stage = Arc::new(Stage {
+        name: config.name.clone(),
         log: log.queue(),
         log_reader,
         state: Arc::new(state),

@@ -18,9 +18,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::cluster::Errand;
 use super::lane::{Job, Lane, Placed};
+use super::metrics::seconds;
 use super::request::Applied;
 use super::stage::Stage;
 use crate::error::{Error, Fault};
@@ -33,6 +35,7 @@ use crate::raft::{
 };
 use crate::storage::entry::Entry;
 use crate::time::Clock;
+use crate::trace::TraceContext;
 
 /// Whoever waits for a command's outcome.
 pub type Waiter = oneshot::Sender<Result<Applied, Error>>;
@@ -167,6 +170,7 @@ impl Orders {
             out: Output::default(),
             lanes: HashMap::new(),
             waiting: HashMap::new(),
+            spans: HashMap::new(),
             placed: HashMap::new(),
             reading: HashMap::new(),
             transferring: HashMap::new(),
@@ -273,8 +277,10 @@ struct Desk {
     lanes: HashMap<GroupId, Arc<Lane>>,
     /// Proposals whose fate is open.
     waiting: HashMap<ProposalId, Waiter>,
+    /// The spans of those that are traced, until they are committed.
+    spans: HashMap<ProposalId, Span>,
     /// Which proposals a batch in the log answers.
-    placed: HashMap<(GroupId, Index), (Term, Vec<ProposalId>)>,
+    placed: HashMap<(GroupId, Index), InLog>,
     /// Reads without a read point.
     reading: HashMap<ReadId, oneshot::Sender<Result<Index, Error>>>,
     /// Transfers of leadership that are under way.
@@ -283,6 +289,15 @@ struct Desk {
     asking: Vec<Question>,
     /// The last id given to a proposal or a read.
     last_id: u64,
+}
+
+/// A batch of this node's in the log.
+struct InLog {
+    term: Term,
+    /// The proposals that it answers.
+    ids: Vec<ProposalId>,
+    /// When it was put there.
+    since_ns: u64,
 }
 
 impl Desk {
@@ -312,6 +327,9 @@ impl Desk {
                 let id = ProposalId(self.last_id);
                 if let Some(waiter) = waiter {
                     self.waiting.insert(id, waiter);
+                }
+                if let Some(context) = TraceContext::from_bytes(&operation.trace) {
+                    self.spans.insert(id, context.commit(group));
                 }
                 let bytes = operation.size();
                 self.inputs.push(Input::Propose { group, id, operation, bytes });
@@ -401,10 +419,13 @@ impl Desk {
     }
 
     fn place(&mut self, proposed: Proposed) {
-        self.placed.insert((proposed.group, proposed.index), (proposed.term, proposed.ids));
+        let Proposed { group, index, term, ids } = proposed;
+        let since_ns = self.stage.clock.elapsed_ns();
+        self.placed.insert((group, index), InLog { term, ids, since_ns });
     }
 
     fn refuse(&mut self, id: ProposalId, why: &ProposeError) {
+        self.spans.remove(&id);
         if let Some(waiter) = self.waiting.remove(&id) {
             // A client that went away needs no answer.
             let _ = waiter.send(Err(propose_error(why)));
@@ -417,7 +438,9 @@ impl Desk {
         let group = job.group;
         let entries = job.entries.into_iter().map(|entry| self.with_waiters(group, entry)).collect();
         match self.lanes.get(&group) {
-            Some(lane) => self.stage.lend(lane, Job { snapshot: job.snapshot, entries }),
+            Some(lane) => self
+                .stage
+                .lend(lane, Job { snapshot: job.snapshot, entries, since_ns: self.stage.clock.elapsed_ns() }),
             None => tracing::debug!(%group, "entries of a group that was let go"),
         }
     }
@@ -425,10 +448,17 @@ impl Desk {
     fn with_waiters(&mut self, group: GroupId, entry: Entry) -> Placed {
         let placed = self.placed.remove(&(group, entry.index));
         let ids = match placed {
-            Some((term, ids)) if term == entry.term => ids,
+            Some(InLog { term, ids, since_ns }) if term == entry.term => {
+                let took_ns = self.stage.clock.elapsed_ns() - since_ns;
+                self.stage.metrics.stages.commit.observe(seconds(took_ns));
+                ids
+            }
             // Another leader's entry: the shard has refused, or will refuse, ours.
             _ => Vec::new(),
         };
+        if !self.spans.is_empty() {
+            ids.iter().for_each(|id| drop(self.spans.remove(id)));
+        }
         let waiters = ids.iter().map(|id| self.waiting.remove(id)).collect();
         Placed { entry, waiters }
     }

@@ -23,6 +23,8 @@ use crate::time::Clock;
 
 /// What the threads of a node share.
 pub struct Stage {
+    /// What people call the node.
+    pub name: String,
     /// Queues writes for the log thread.
     pub log: LogQueue,
     /// Reads the log.

@@ -114,6 +114,7 @@ async fn the_machine_of_a_stream_is_named_once() {
         id,
         machine: machine.into(),
         command: Bytes::from_static(b"1"),
+        traceparent: String::new(),
     };
     let messages = futures_util::stream::iter([message(1, ""), message(2, "sum"), message(3, "")]);
     let mut commands = CommandsClient::new(channel(&node).await);

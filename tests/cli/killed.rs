@@ -8,19 +8,19 @@ use std::time::{Duration, Instant};
 use super::process::{Node, program};
 
 /// Ports that nothing listens on. A node comes back to its own after it was killed.
-struct Ports {
+pub struct Ports {
     client: u16,
     peer: u16,
 }
 
-fn ports() -> Ports {
+pub fn ports() -> Ports {
     let free = || TcpListener::bind("127.0.0.1:0").expect("a free port");
     let (client, peer) = (free(), free());
     let port = |listener: TcpListener| listener.local_addr().expect("it is bound").port();
     Ports { client: port(client), peer: port(peer) }
 }
 
-fn serve(root: &Path, number: usize, ports: &[Ports]) -> Command {
+pub fn serve(root: &Path, number: usize, ports: &[Ports]) -> Command {
     let mut command = program();
     command.args(["serve", "--json", "--name", &format!("n{number}"), "--data-dir"]);
     command.arg(root.join(format!("n{number}")));
@@ -46,7 +46,7 @@ fn start(root: &Path, numbers: impl IntoIterator<Item = usize>, ports: &[Ports])
 }
 
 /// Waits until a machine has a replica on each of three nodes.
-fn wait_for_replicas(node: &Node) {
+pub fn wait_for_replicas(node: &Node) {
     let begun = Instant::now();
     let there = || node.run(["machine", "show", "kv", "--json"]).json()["replicas"].as_array().map(Vec::len);
     while there() != Some(3) {

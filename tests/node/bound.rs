@@ -52,7 +52,7 @@ async fn entries_left_in_the_log_end_as_before_whatever_the_fuel_in_the_settings
     assert_eq!(count(&node, 200).await, Outcome::Host(HostCode::Exhausted));
     let before = node.machine("counts").unwrap();
     assert_eq!(before.input_fuel, 100_000_000);
-    assert!(node.metrics().contains("checkpoints_total 0\n"), "the entries were only in the log");
+    assert!(node.metrics().await.contains("checkpoints_total 0\n"), "the entries were only in the log");
     let copies = [(); 2].map(|()| tempfile::tempdir().unwrap());
     copies.iter().for_each(|to| copy(directory.path(), to.path()));
     node.shutdown().await;

@@ -28,7 +28,7 @@ async fn loop_in_commands(node: &Node) -> Vec<JoinHandle<Result<Applied, Error>>
 }
 
 fn apply_threads(node: &Node) -> usize {
-    let text = node.metrics();
+    let text = metrics(node);
     let line = text.lines().find_map(|line| line.strip_prefix("statehouse_apply_threads "));
     line.expect("the metric").parse().expect("a number")
 }

@@ -63,6 +63,11 @@ pub async fn get(node: &Node, key: &str) -> Option<Vec<u8>> {
 /// The smallest stored guest of the gallery: keeps `NAME=TEXT`.
 pub const NOTES: &[u8] = include_bytes!("../../guests/notes/notes.component.wasm");
 
+/// What a scrape of the node's metrics gets. For tests on several threads.
+pub fn metrics(node: &Node) -> String {
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(node.metrics()))
+}
+
 /// Waits until `done` holds, within a bound.
 pub async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     for _ in 0..500 {

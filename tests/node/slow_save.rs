@@ -54,7 +54,7 @@ async fn leases_end_and_the_state_is_flushed_while_a_guest_saves_slowly() {
         assert!(took >= Duration::from_millis(500), "it ended after {took:?}");
     }
     let checkpoints =
-        || node.metrics().lines().find(|line| line.contains("checkpoints_total ")).unwrap().to_owned();
+        || metrics(&node).lines().find(|line| line.contains("checkpoints_total ")).unwrap().to_owned();
     let before = checkpoints();
     node.apply("leases", Bytes::new()).await.unwrap();
     wait_until("a flush", || checkpoints() != before).await;

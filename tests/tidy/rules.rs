@@ -12,10 +12,11 @@ const MAIN_LINES_MAX: usize = 40;
 const REASON_CHARS_MIN: usize = 8;
 
 /// What each top-level module of the crate may know besides itself. A name with `::` is one file of a module.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("id", &[]),
     ("error", &["id"]),
     ("time", &[]),
+    ("trace", &["id"]),
     ("inbox", &[]),
     ("config", &["id", "error", "time"]),
     ("machine", &["id", "error"]),
@@ -28,20 +29,21 @@ const ARROWS: [(&str, &[&str]); 19] = [
     (
         "node",
         &[
-            "id", "error", "time", "inbox", "config", "machine", "storage", "wasm", "raft", "net", "watch",
-            "catalog",
+            "id", "error", "time", "trace", "inbox", "config", "machine", "storage", "wasm", "raft", "net",
+            "watch", "catalog",
         ],
     ),
     // The values of a node that messages are made of are a file without arrows of its own.
     ("proto", &["id", "error", "machine", "node::request"]),
-    ("client", &["id", "error", "time", "machine", "node::request", "proto"]),
-    ("api", &["id", "error", "time", "config", "machine", "watch", "catalog", "node", "proto"]),
+    ("client", &["id", "error", "time", "trace", "machine", "node::request", "proto"]),
+    ("api", &["id", "error", "time", "trace", "config", "machine", "watch", "catalog", "node", "proto"]),
     (
         "cli",
         &[
             "id",
             "error",
             "time",
+            "trace",
             "config",
             "machine",
             "wasm::compile",

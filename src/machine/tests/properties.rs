@@ -97,7 +97,7 @@ fn log_of(batches: &[(u64, Vec<(String, bool)>)]) -> Vec<Batch> {
     let mut log = Vec::new();
     for (pause, inputs) in batches {
         time_ms += pause;
-        let expire = Operation { act: Some(Act::Expire(Expire { leases: (1..9).collect() })) };
+        let expire = Act::Expire(Expire { leases: (1..9).collect() }).into();
         let commands = inputs.iter().map(|(text, _)| command(text));
         log.push(Batch { time_ms, operations: std::iter::once(expire).chain(commands).collect() });
     }

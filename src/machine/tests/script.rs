@@ -367,10 +367,10 @@ fn operation(text: &str) -> Operation {
             };
             Act::Verdict(Verdict { index, offset: offset as u32, exhausted: rest.ends_with("exhausted") })
         }
-        "!unknown" => return Operation { act: None },
+        "!unknown" => return Operation::default(),
         _ => Act::Command(Bytes::from(text.to_owned())),
     };
-    Operation { act: Some(act) }
+    act.into()
 }
 
 fn line(out: &mut String, text: impl AsRef<str>) {

@@ -13,9 +13,11 @@ use crate::id::{GroupId, NodeId};
 use crate::machine::batch::Operation;
 use crate::net::AskError;
 use crate::node::Node;
+use crate::node::metrics::seconds;
 use crate::node::request::{Answered, Applied, Consistency};
 use crate::raft::Role;
 use crate::time::Clock;
+use crate::trace::TraceContext;
 use bytes::Bytes;
 
 /// How long another node may take for an answer before its fate counts as unknown. Guests may take long.
@@ -145,10 +147,25 @@ impl Node {
         nodes
     }
 
-    async fn propose_at(&self, node: NodeId, group: GroupId, operation: Operation) -> Result<Applied, Error> {
+    async fn propose_at(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        mut operation: Operation,
+    ) -> Result<Applied, Error> {
         self.inner.stage.waiting_room.count_forwarded();
+        let traced = TraceContext::from_bytes(&operation.trace).map(|context| context.forward(node));
+        let span = traced.map(|(span, within)| {
+            operation.trace = within.to_bytes();
+            span
+        });
         let question = Question::Propose(Propose { group: group.0, operation });
-        self.ask(node, question, ANSWER_PATIENCE).await?.applied()
+        let clock = self.inner.stage.clock;
+        let begun_ns = clock.elapsed_ns();
+        let answer = self.ask(node, question, ANSWER_PATIENCE).await;
+        self.inner.stage.metrics.stages.forward.observe(seconds(clock.elapsed_ns() - begun_ns));
+        drop(span);
+        answer?.applied()
     }
 
     /// Has a node that has a replica of the machine answer a query.

@@ -39,7 +39,19 @@ pub struct LogDb {
     tails: HashMap<GroupId, Tail>,
     /// What one file of the write-ahead log grows to.
     file_bytes: usize,
+    observer: Observer,
 }
+
+/// A write to the log, and its sync.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncedWrite {
+    /// Its size.
+    pub bytes: usize,
+    /// How long both took.
+    pub took_ns: u64,
+}
+
+type Observer = Box<dyn FnMut(SyncedWrite) + Send>;
 
 /// The shape of one group's log: enough to write to it without reading it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,7 +112,14 @@ impl LogDb {
         let groups = read_groups(&db)?;
         let mark = Mark::open(&mark_path, db.sequence()).map_err(|e| mark_fault(&mark_path, &e))?;
         let tails = groups.iter().map(|(&group, log)| (group, Tail::of(log))).collect();
-        Ok((LogDb { db, mark, tails, file_bytes: sizes.write_buffer_bytes / 2 }, groups))
+        let file_bytes = sizes.write_buffer_bytes / 2;
+        Ok((LogDb { db, mark, tails, file_bytes, observer: Box::new(|_| ()) }, groups))
+    }
+
+    /// Has each synced write told to `observer`, on the log's thread: it must be quick.
+    pub fn observed_by(mut self, observer: impl FnMut(SyncedWrite) + Send + 'static) -> LogDb {
+        self.observer = Box::new(observer);
+        self
     }
 
     /// Reads entries later, for followers so far behind that the entries have left memory.

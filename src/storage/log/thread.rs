@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use super::mark::Mark;
 use super::row::{self, Own};
-use super::{LogDb, Tail};
+use super::{LogDb, Observer, SyncedWrite, Tail};
 use crate::error::Fault;
 use crate::id::{GroupId, Index, Term};
 use crate::inbox::{self, Receiver, Sender};
 use crate::storage::db::{Changes, Db, Durability, Family};
 use crate::storage::entry::LogWrite;
+use crate::time::Clock;
 
 /// When this much is gathered it is written, though more is queued: bounds memory and how long the first one
 /// waits.
@@ -65,10 +66,19 @@ impl LogThread {
     ) -> Result<LogThread, Fault> {
         let (sender, receiver) = inbox::new();
         let queue = LogQueue { sender, db: log.db.clone() };
-        let LogDb { db, mark, tails, file_bytes } = log;
+        let LogDb { db, mark, tails, file_bytes, observer } = log;
         let file_portions = file_bytes.div_ceil(PORTION_BYTES);
-        let writer =
-            Writer { db, mark, tails, value: Vec::new(), file_portions, portions_left: 0, unmarked: 0 };
+        let writer = Writer {
+            db,
+            mark,
+            tails,
+            value: Vec::new(),
+            file_portions,
+            portions_left: 0,
+            unmarked: 0,
+            observer,
+            clock: Clock::start(),
+        };
         let run = move || {
             let ended = writer.run(receiver, on_done);
             if let Err(fault) = &ended {
@@ -140,6 +150,9 @@ struct Writer {
     portions_left: usize,
     /// Syncs since the mark was raised.
     unmarked: u32,
+    /// Told of each synced write.
+    observer: Observer,
+    clock: Clock,
 }
 
 /// What one synced write gathers.
@@ -230,7 +243,12 @@ impl Writer {
     ) -> Result<(), Fault> {
         let synced = gathered.durability == Durability::Synced && !gathered.changes.is_empty();
         if !gathered.changes.is_empty() {
+            let (bytes, begun_ns) = (gathered.changes.size_bytes(), self.clock.elapsed_ns());
             self.db.write(gathered.changes, gathered.durability)?;
+            if synced {
+                let took_ns = self.clock.elapsed_ns() - begun_ns;
+                (self.observer)(SyncedWrite { bytes, took_ns });
+            }
         }
         if !gathered.done.is_empty() {
             on_done(gathered.done);
