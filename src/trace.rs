@@ -61,11 +61,14 @@ impl fmt::Display for TraceContext {
 
 impl TraceContext {
     /// Bytes of a context among nodes and in the log.
-    pub const BYTES: usize = 24;
+    const BYTES: usize = 24;
 
-    /// A new trace.
-    pub fn new(random: [u8; Self::BYTES]) -> TraceContext {
-        let mut context = TraceContext::from_array(random);
+    /// A new trace, named by chance.
+    pub fn new(chance: [u64; 3]) -> TraceContext {
+        let [first, second, third] = chance.map(u64::to_be_bytes);
+        let mut context = TraceContext { trace: [0; 16], span: third };
+        context.trace[..8].copy_from_slice(&first);
+        context.trace[8..].copy_from_slice(&second);
         // Zeros are no name.
         context.trace[0] |= 1;
         context.span[0] |= 1;
@@ -154,7 +157,7 @@ mod tests {
         assert_eq!(context.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_eq!(TraceContext::from_bytes(&context.to_bytes()), Some(context));
         assert_eq!(TraceContext::from_bytes(&[]), None);
-        let new = TraceContext::new([0; 24]);
+        let new = TraceContext::new([0; 3]);
         assert_eq!(new.to_string().parse(), Ok(new));
     }
 

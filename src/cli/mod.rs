@@ -32,12 +32,12 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::config::{CLIENT_ADDRESS, check_address};
 use crate::proto::status as wire_status;
+use crate::time;
 use crate::trace::TraceContext;
 
 /// Statehouse runs your state machine, compiled to WebAssembly, on a replicated log.
@@ -225,9 +225,7 @@ impl Global {
         if !self.trace {
             return Ok(client);
         }
-        let mut random = [0; TraceContext::BYTES];
-        getrandom::fill(&mut random).context("the system gives no random numbers")?;
-        let trace = TraceContext::new(random);
+        let trace = TraceContext::new(std::array::from_fn(|_| time::seed()));
         output::tell(format_args!("trace {}", trace.trace_id()));
         Ok(client.with_trace(trace))
     }

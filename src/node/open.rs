@@ -17,7 +17,7 @@ use super::cluster::{Courier, Errand, Gate, WaitingRoom, foresee, of_catalog};
 use super::config::NodeConfig;
 use super::keeper::{self, KeeperSettings};
 use super::lane::{Lane, Published};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Stages};
 use super::order::{Order, Orders};
 use super::recovery;
 use super::registry::Registry;
@@ -130,9 +130,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let failure = watch::Sender::new(None);
     let log_reader = log_db.reader();
     let metrics = Metrics::default();
-    let synced = metrics.stages.clone();
-    let log_db = log_db.observed_by(move |write| synced.log_written(write.bytes, write.took_ns));
-    let log = start_log(log_db, orders.clone(), failure.clone())?;
+    let log = start_log(log_db, metrics.stages.clone(), orders.clone(), failure.clone())?;
     let waiting_room = WaitingRoom::new(config.leader_wait_bytes_max, metrics.routed.clone());
     let stage = Arc::new(Stage {
         name: config.name.clone(),
@@ -196,7 +194,13 @@ fn shard_config(config: &NodeConfig, directory: &Directory) -> ShardConfig {
     shard
 }
 
-fn start_log(log: LogDb, orders: Orders, failure: watch::Sender<Option<Fault>>) -> Result<LogThread, Fault> {
+fn start_log(
+    log: LogDb,
+    stages: Stages,
+    orders: Orders,
+    failure: watch::Sender<Option<Fault>>,
+) -> Result<LogThread, Fault> {
+    let log = log.observed_by(move |write| stages.log_written(write.bytes, write.took_ns));
     let stop = orders.clone();
     let on_done = move |done: Vec<(GroupId, u64)>| {
         let persisted = |(group, number)| Order::Shard(Input::Persisted { group, number });
