@@ -1,4 +1,4 @@
-//! The gRPC service `Machines`: making, listing and deleting machines.
+//! The gRPC service `Machines`: making, listing, looking after and deleting machines.
 
 use std::sync::Arc;
 
@@ -79,6 +79,15 @@ impl Machines for MachinesService {
         let replicas = self.serving.node.replicas(&request.into_inner().name).await.map_err(refused)?;
         let replicas = replicas.into_iter().map(Into::into).collect();
         Ok(Response::new(v1::ReplicasResponse { replicas }))
+    }
+
+    async fn reseed(
+        &self,
+        request: Request<v1::ReseedMachineRequest>,
+    ) -> Result<Response<v1::ReseedMachineResponse>, Status> {
+        let v1::ReseedMachineRequest { name, node } = request.into_inner();
+        let index = self.serving.node.reseed_machine(&name, &node).await.map_err(refused)?;
+        Ok(Response::new(v1::ReseedMachineResponse { applied_index: index.0 }))
     }
 
     async fn delete(

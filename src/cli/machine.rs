@@ -64,6 +64,19 @@ pub enum Machine {
         /// Its name
         name: String,
     },
+    /// Give a replica the leader's state in place of its own
+    #[command(
+        after_help = "For a replica that has halted because it differs from the others, or any that does not \
+            lead. It keeps its log and its vote, and answers nothing until it has the new state.\n\n\
+            Examples:\n  statehouse machine reseed notes --node node-3"
+    )]
+    Reseed {
+        /// Its name
+        name: String,
+        /// The name or id of the replica's node
+        #[arg(long, value_name = "NODE")]
+        node: String,
+    },
     /// Delete a machine with its state and history; its module stays
     #[command(after_help = "Examples:\n  statehouse machine delete notes")]
     Delete {
@@ -90,6 +103,15 @@ impl Machine {
             }
             Machine::Verify { name } => {
                 verify(global, &client.verify_machine(&name).await?, &Names::of(&client).await?)
+            }
+            Machine::Reseed { name, node } => {
+                let index = client.reseed_machine(&name, &node).await?;
+                if global.json {
+                    output::json(&json!({ "reseeded": name, "node": node, "applied_index": index.0 }))?;
+                } else {
+                    output::line(format_args!("the replica on {node} serves again, from index {index} on"))?;
+                }
+                Ok(())
             }
             Machine::Delete { name } => {
                 client.delete_machine(&name).await?;

@@ -311,6 +311,7 @@ mod tests {
             "statehouse machine list",
             "statehouse machine show NAME",
             "statehouse machine verify NAME",
+            "statehouse machine reseed NAME --node N",
             "statehouse machine delete NAME",
             "statehouse member list",
             "statehouse member promote NAME",

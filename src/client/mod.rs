@@ -60,7 +60,7 @@ use tonic::{Request, Response, Status};
 
 pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
 use crate::error::Error;
-use crate::id::Digest;
+use crate::id::{Digest, Index};
 use crate::node::request::{Answered, Applied, Consistency, MachineInfo, ModuleInfo, Verified};
 pub use crate::proto::convert::RemoteStatus;
 use crate::proto::v1::commands_client::CommandsClient;
@@ -257,6 +257,17 @@ impl Client {
         let message = v1::VerifyMachineRequest { name: name.into() };
         let call = |channel, message| async move { MachinesClient::new(channel).verify(message).await };
         self.call(Again::Always, message, call).await?.try_into()
+    }
+
+    /// Gives the replica of a machine on a node, called by its name or id, the leader's state in place of its
+    /// own, and waits until it serves again. Answers up to where it has applied the log then.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` if there is no such replica, or it leads, or is the only one.
+    pub async fn reseed_machine(&self, name: &str, node: &str) -> Result<Index, Error> {
+        let message = v1::ReseedMachineRequest { name: name.into(), node: node.into() };
+        let call = |channel, message| async move { MachinesClient::new(channel).reseed(message).await };
+        Ok(Index(self.call(Again::Always, message, call).await?.applied_index))
     }
 
     /// Deletes a machine with its state and history.

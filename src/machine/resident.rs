@@ -224,6 +224,11 @@ impl Reader {
         Reader { resident: Resident::new(guest), at: None }
     }
 
+    /// A snapshot took the place of the machine's state: what the instance saw before was another way.
+    pub fn forget(&mut self) {
+        self.at = None;
+    }
+
     /// Answers a query from the state after `up_to`. `time_ms` is what the guest takes for now.
     pub fn query(
         &mut self,

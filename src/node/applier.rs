@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::Span;
 
+use super::halt_note::HaltNote;
 use super::history::LogHistory;
 use super::lane::{Lane, Placed, Published};
 use super::lockstep::Lockstep;
@@ -26,9 +27,12 @@ use crate::machine::overlay::Write;
 use crate::machine::resident::{Halt, Resident};
 use crate::machine::settled;
 use crate::machine::view::{Table, View};
-use crate::raft::{Role, SnapshotHead};
+use crate::raft::{Input, Role, SnapshotHead};
 use crate::storage::entry::{Entry, EntryKind};
 use crate::trace::TraceContext;
+
+/// Bytes of entries that are read at a time when a machine catches up.
+const CATCH_UP_BYTES_MAX: usize = 8 << 20;
 
 /// What has changed in a machine's rows.
 pub enum Changed<'a> {
@@ -59,12 +63,16 @@ pub struct Applier {
     lockstep: Lockstep,
     /// Entries that wait for a verdict on an input of the first of them.
     stalled: VecDeque<Placed>,
+    /// The last entry that was not applied because the machine is halted.
+    passed_over: Index,
 }
 
 /// Why an entry was not applied.
 enum Obstacle {
     NeedsVerdict(u32),
     Halt(String),
+    /// The state is not what the leader has.
+    Differs(String),
 }
 
 impl From<Fault> for Obstacle {
@@ -88,14 +96,16 @@ impl Applier {
             view,
             behavior,
             on_change,
-            lockstep: Lockstep::default(),
+            lockstep: Lockstep::at(&head),
             stalled: VecDeque::new(),
+            passed_over: Index(0),
         }
     }
 
-    /// Where the machine stands.
-    pub fn head(&self) -> &Head {
-        &self.head
+    /// Up to where entries are applied, or passed over: the log must hand out none of them again before a
+    /// restart.
+    pub fn passed(&self) -> Index {
+        self.head.index.max(self.passed_over)
     }
 
     /// Makes the next batch's instance ready.
@@ -122,24 +132,55 @@ impl Applier {
         stage.state.write(self.group, rows, &self.head)
     }
 
-    /// Puts a staged snapshot in the place of the state. The log begins behind it already.
+    /// Puts a staged snapshot in the place of the state, and applies what was passed over since.
     pub fn install(&mut self, lane: &Lane, snapshot: &SnapshotHead, stage: &Stage) {
-        let group = self.group;
-        if lane.halted().is_some() {
-            return;
-        }
-        match self.try_install(lane, snapshot, stage) {
-            Ok(()) => tracing::info!(%group, index = %snapshot.index, "a snapshot was installed"),
-            Err(why) => {
-                tracing::error!(%group, index = %snapshot.index, %why, "a snapshot was not installed: the \
-                    machine halts here");
-                lane.halt(&format!("the snapshot at index {} was not installed: {why}", snapshot.index));
-                if let Error::Fault(fault) = why {
-                    stage.fail(fault);
+        let (group, index) = (self.group, snapshot.index);
+        if !lane.ended() {
+            match self.try_install(lane, snapshot, stage).and_then(|()| self.catch_up(lane, stage)) {
+                Ok(()) => tracing::info!(%group, %index, "a snapshot was installed"),
+                Err(why) => {
+                    tracing::error!(%group, %index, %why, "a snapshot was not installed: the machine halts \
+                        here");
+                    lane.halt(&format!("the snapshot at index {index} was not installed: {why}"));
+                    if let Error::Fault(fault) = why {
+                        stage.fail(fault);
+                    }
                 }
             }
         }
         stage.incoming.lock().remove(&group);
+    }
+
+    /// Applies what was passed over while the machine was halted. It is in the log: that is not cut beyond
+    /// the state.
+    fn catch_up(&mut self, lane: &Lane, stage: &Stage) -> Result<(), Error> {
+        let to = std::mem::take(&mut self.passed_over);
+        let mut at = self.head.index;
+        while at < to {
+            let entries = stage.log_reader.entries(self.group, at.next(), to.next(), CATCH_UP_BYTES_MAX)?;
+            let lacks = || Fault::new(format!("the log of group {} lacks entry {}", self.group, at.next()));
+            at = entries.last().ok_or_else(lacks)?.index;
+            for entry in entries {
+                self.take(lane, Placed { entry, waiters: Vec::new() }, stage);
+            }
+        }
+        Ok(())
+    }
+
+    /// The state is not to be relied on from now on, also after a restart. `note` says why to whoever asks.
+    pub fn halt(&mut self, lane: &Lane, note: &HaltNote, stage: &Stage) -> Result<(), Fault> {
+        let group = self.group;
+        lane.halt(&note.why);
+        // The catalog is what the node itself goes by: without it there would be no way back.
+        if group != GroupId::CATALOG {
+            stage.state.note_halted(group, &note.encode())?;
+        }
+        for placed in self.stalled.drain(..) {
+            self.passed_over = placed.entry.index;
+            refuse(placed.waiters, &halted_here(&note.why));
+        }
+        stage.orders.send(Order::Shard(Input::Halted { group, halted: true }));
+        Ok(())
     }
 
     fn try_install(&mut self, lane: &Lane, snapshot: &SnapshotHead, stage: &Stage) -> Result<(), Error> {
@@ -163,6 +204,8 @@ impl Applier {
             on_change(Changed::All)?;
         }
         self.publish_at(lane, snapshot.term, stage);
+        lane.installed();
+        stage.orders.send(Order::Shard(Input::Halted { group: self.group, halted: false }));
         Ok(())
     }
 
@@ -174,6 +217,7 @@ impl Applier {
         self.stalled.push_back(placed);
         while let Some(placed) = self.stalled.pop_front() {
             if let Some(why) = lane.halted() {
+                self.passed_over = placed.entry.index;
                 refuse(placed.waiters, &halted_here(&why));
                 continue;
             }
@@ -185,27 +229,39 @@ impl Applier {
                     self.stalled.push_front(placed);
                     return;
                 }
-                Err(Obstacle::Halt(why)) if stage.is_interrupted() => {
-                    let group = self.group;
-                    tracing::warn!(%group, index = %placed.entry.index, why, "the next start applies this");
-                    lane.halt(&why);
-                    let why = "the node stopped before this command was applied; the next start applies it";
-                    refuse(placed.waiters, &Error::Unknown(why.into()));
-                }
-                Err(Obstacle::Halt(why)) => {
-                    tracing::error!(group = %self.group, index = %placed.entry.index, why, "the machine \
-                        halts here");
-                    lane.halt(&why);
-                    if let Some(fault) = stage.state.failure() {
-                        stage.fail(fault);
-                    }
-                    refuse(
-                        placed.waiters,
-                        &Error::Unknown(format!("the machine halted at this command: {why}")),
-                    );
-                }
+                Err(Obstacle::Halt(why)) => self.stop_at(lane, placed, &why, stage),
+                Err(Obstacle::Differs(why)) => self.differ_at(lane, placed, &why, stage),
             }
         }
+    }
+
+    /// The machine cannot go on. The next start tries again.
+    fn stop_at(&mut self, lane: &Lane, placed: Placed, why: &str, stage: &Stage) {
+        let (group, index) = (self.group, placed.entry.index);
+        self.passed_over = index;
+        if stage.is_interrupted() {
+            tracing::warn!(%group, %index, why, "the next start applies this");
+            lane.end(why);
+            let why = "the node stopped before this command was applied; the next start applies it";
+            return refuse(placed.waiters, &Error::Unknown(why.into()));
+        }
+        tracing::error!(%group, %index, why, "the machine halts here");
+        lane.halt(why);
+        if let Some(fault) = stage.state.failure() {
+            stage.fail(fault);
+        }
+        refuse(placed.waiters, &Error::Unknown(format!("the machine halted at this command: {why}")));
+    }
+
+    /// The state is not what the leader has.
+    fn differ_at(&mut self, lane: &Lane, placed: Placed, why: &str, stage: &Stage) {
+        let (group, index) = (self.group, placed.entry.index);
+        tracing::error!(%group, %index, why, "the machine halts here until it is reseeded");
+        self.passed_over = index;
+        if let Err(fault) = self.halt(lane, &HaltNote::new(why), stage) {
+            stage.fail(fault);
+        }
+        refuse(placed.waiters, &halted_here(why));
     }
 
     /// `None`: the entry carries no batch and only moves the index.
@@ -218,7 +274,7 @@ impl Applier {
         }
         let begun_ns = stage.clock.elapsed_ns();
         let batch = Batch::read(entry.data.clone())?;
-        self.lockstep.check(&batch).map_err(Obstacle::Halt)?;
+        self.lockstep.check(&batch).map_err(Obstacle::Differs)?;
         let spans = self.spans(entry.index, &batch, stage);
         let applied = self.run(entry.index, &batch, stage)?;
         let rows = applied.writes.iter().map(|w| (w.table, &w.key, w.value.as_ref()));

@@ -72,7 +72,17 @@ pub struct Lane {
     role: ArcSwap<Option<RoleChange>>,
     /// The highest term of which an entry was applied.
     applied_term: AtomicU64,
-    halted: ArcSwap<Option<String>>,
+    halted: ArcSwap<Option<Halted>>,
+    /// How often a snapshot took the place of the state.
+    installs: watch::Sender<u64>,
+}
+
+/// Why a machine is not served here.
+#[derive(Clone)]
+struct Halted {
+    why: String,
+    /// Whether nothing changes that: it is closed, not only unfit.
+    ended: bool,
 }
 
 impl Lane {
@@ -89,6 +99,7 @@ impl Lane {
             role: ArcSwap::from_pointee(None),
             applied_term: AtomicU64::new(0),
             halted: ArcSwap::from_pointee(None),
+            installs: watch::Sender::new(0),
         }
     }
 
@@ -112,7 +123,7 @@ impl Lane {
         }
         // Whoever was answered goes first, should it have been woken on this core.
         std::thread::yield_now();
-        stage.applied(self.group, applier.head().index);
+        stage.applied(self.group, applier.passed());
         applier.prepare();
         drop(applier);
         self.taken.store(false, Ordering::Release);
@@ -176,13 +187,43 @@ impl Lane {
             .map_err(|_| Error::Unavailable("the machine was closed on this node: try again".into()))
     }
 
-    /// Stops serving this machine on this node.
+    /// Stops serving this machine on this node, until a snapshot takes the place of its state.
     pub fn halt(&self, why: &str) {
-        self.halted.store(Arc::new(Some(why.to_owned())));
+        self.set_halted(Some(Halted { why: why.to_owned(), ended: false }));
+    }
+
+    /// Stops serving this machine on this node for good: it is closed.
+    pub fn end(&self, why: &str) {
+        self.set_halted(Some(Halted { why: why.to_owned(), ended: true }));
+    }
+
+    /// A snapshot took the place of the state: it is served again, unless it was closed.
+    pub(super) fn installed(&self) {
+        self.set_halted(None);
+        self.installs.send_modify(|count| *count += 1);
+    }
+
+    /// What was closed stays so.
+    fn set_halted(&self, halted: Option<Halted>) {
+        let halted = Arc::new(halted);
+        self.halted.rcu(|now| match now.as_ref() {
+            Some(Halted { ended: true, .. }) => now.clone(),
+            _ => halted.clone(),
+        });
+    }
+
+    /// How often a snapshot took the place of the state, for who waits for it or must forget what it knew.
+    pub fn installs(&self) -> watch::Receiver<u64> {
+        self.installs.subscribe()
     }
 
     /// Why the machine is not served here, if it is not.
     pub fn halted(&self) -> Option<String> {
-        self.halted.load().as_ref().clone()
+        self.halted.load().as_ref().as_ref().map(|halted| halted.why.clone())
+    }
+
+    /// Whether it is closed for good.
+    pub(super) fn ended(&self) -> bool {
+        self.halted.load().as_ref().as_ref().is_some_and(|halted| halted.ended)
     }
 }

@@ -4,8 +4,8 @@
 //! the same hash at an index did the same up to there, and one that once differed differs for ever: it is
 //! enough to compare now and then, and at any index that both have passed.
 //!
-//! Promises: a replica never goes on past a beacon that it contradicts. An index whose hash is no longer
-//! known here, after a start or a snapshot, contradicts nothing; the next beacon will be known.
+//! Promises: a replica never goes on past a beacon that it contradicts. An index whose hash is not known
+//! here, because it is before a start or a snapshot, contradicts nothing; the next beacon will be known.
 
 use std::collections::VecDeque;
 
@@ -28,6 +28,15 @@ pub struct Lockstep {
 }
 
 impl Lockstep {
+    /// A replica that starts at `head`: one hash is known.
+    pub fn at(head: &Head) -> Lockstep {
+        let mut lockstep = Lockstep::default();
+        if head.index > Index(0) {
+            lockstep.passed.push_back((head.index, head.hash));
+        }
+        lockstep
+    }
+
     /// A batch was applied.
     pub fn note(&mut self, head: &Head) {
         if self.passed.len() == REMEMBERED {

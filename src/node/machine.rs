@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
 use super::history::LogHistory;
@@ -12,7 +12,7 @@ use super::request::{Answered, MachineInfo, ReplicaInfo, World};
 use super::stage::Stage;
 use crate::catalog::MachineRecord;
 use crate::error::Error;
-use crate::id::{Digest, GroupId, Index, LogTime};
+use crate::id::{Digest, Index, LogTime};
 use crate::machine::batch::Head;
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Guest, QueryView};
@@ -165,12 +165,33 @@ pub struct ResidentQueries {
     reader: Mutex<Reader>,
     /// The index of the last snapshot; 0 without one.
     saved: AtomicU64,
+    /// Held while a snapshot is made and takes effect.
+    saving: Mutex<()>,
+    /// How often a snapshot had taken the place of the state when the reader was last used: it knows nothing
+    /// of that.
+    installs: AtomicU64,
 }
 
 impl ResidentQueries {
     /// A second instance of `guest`, whose last snapshot is at `saved`.
     pub fn new(guest: Box<dyn Guest>, saved: Index) -> ResidentQueries {
-        ResidentQueries { reader: Mutex::new(Reader::new(guest)), saved: AtomicU64::new(saved.0) }
+        let (reader, saved) = (Mutex::new(Reader::new(guest)), AtomicU64::new(saved.0));
+        ResidentQueries { reader, saved, saving: Mutex::new(()), installs: AtomicU64::new(0) }
+    }
+
+    /// The turn to save.
+    pub fn saving(&self) -> MutexGuard<'_, ()> {
+        self.saving.lock()
+    }
+
+    /// The reader, which stands where the machine stood, unless that was replaced meanwhile.
+    fn reader(&self, lane: &Lane) -> MutexGuard<'_, Reader> {
+        let mut reader = self.reader.lock();
+        let installs = *lane.installs().borrow();
+        if self.installs.swap(installs, Ordering::AcqRel) != installs {
+            reader.forget();
+        }
+        reader
     }
 
     /// Up to where a snapshot covers the machine.
@@ -185,7 +206,7 @@ impl ResidentQueries {
 
     /// Runs a query. Blocks: for a thread that may.
     pub fn query(&self, lane: &Lane, stage: &Stage, request: &[u8]) -> Result<Answered, Error> {
-        let mut reader = self.reader.lock();
+        let mut reader = self.reader(lane);
         let published = lane.published();
         let time_ms = published.time_ms(&stage.clock);
         let history = LogHistory::of(stage, lane.group);
@@ -196,15 +217,11 @@ impl ResidentQueries {
     }
 
     /// Has the guest write its state as of `published` to a snapshot, which takes effect when it is finished.
-    pub fn save(
-        &self,
-        stage: &Stage,
-        group: GroupId,
-        published: &Published,
-    ) -> Result<SnapshotWriter, Error> {
+    pub fn save(&self, lane: &Lane, stage: &Stage, published: &Published) -> Result<SnapshotWriter, Error> {
+        let group = lane.group;
         let history = LogHistory::of(stage, group);
         let mut writer = None;
-        let saved = self.reader.lock().save(&history, published.head.index, |_, rows| {
+        let saved = self.reader(lane).save(&history, published.head.index, |_, rows| {
             // Who is in the group is told when it is sent: that may have changed by then.
             let membership = Membership::default();
             let (kind, head, term) = (Kind::Resident, published.head, published.term);

@@ -6,7 +6,7 @@
 //! - `order`: steps the shard, for whoever brings something
 //! - [`cluster`]: what makes a node part of a cluster
 //! - `lane`, `applier`, `workers`: from committed entries to outcomes
-//! - `lockstep`: whether a replica still is one
+//! - `lockstep`: whether a replica still is one; `halt_note`: what is kept of one that is not
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
@@ -17,6 +17,7 @@ mod applier;
 mod cluster;
 mod commands;
 pub mod config;
+mod halt_note;
 mod history;
 mod keeper;
 mod lane;

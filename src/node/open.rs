@@ -15,6 +15,7 @@ use super::applier::{Applier, Behavior, Changed, OnChange};
 use super::cluster::join::Joined;
 use super::cluster::{Courier, Errand, Gate, WaitingRoom, foresee, of_catalog};
 use super::config::NodeConfig;
+use super::halt_note::HaltNote;
 use super::keeper::{self, KeeperSettings};
 use super::lane::{Lane, Published};
 use super::metrics::{Metrics, Stages};
@@ -39,7 +40,7 @@ use crate::storage::entry::{GroupLog, Membership};
 use crate::storage::log::{LogDb, LogThread};
 use crate::storage::modules::Modules;
 use crate::storage::snapshot::Snapshots;
-use crate::storage::state::StateDb;
+use crate::storage::state::{self, StateDb};
 use crate::time::{self, Clock};
 use crate::wasm::Engine;
 
@@ -50,9 +51,24 @@ pub struct Found {
     pub(super) heads: BTreeMap<GroupId, Head>,
     /// Machines that are not whole: why, and what to do.
     pub(super) broken: BTreeMap<GroupId, String>,
+    /// What was noted of machines whose state is not to be relied on.
+    pub(super) halted: BTreeMap<GroupId, HaltNote>,
 }
 
 impl Found {
+    /// What the databases hold, after a snapshot that was being installed is made good.
+    fn of(
+        logs: BTreeMap<GroupId, GroupLog>,
+        opened: state::Opened,
+        state: &StateDb,
+        snapshots: &Snapshots,
+    ) -> Result<Found, Error> {
+        let halted = opened.halted.iter().map(|(group, note)| (*group, HaltNote::read(note))).collect();
+        let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new(), halted };
+        recovery::finish(state, snapshots, &opened.interrupted, &mut found)?;
+        Ok(found)
+    }
+
     /// Every group of which something is there, but not in `known`.
     pub fn strangers(&self, known: &BTreeSet<GroupId>) -> BTreeSet<GroupId> {
         let groups = self.logs.keys().chain(self.heads.keys()).chain(self.broken.keys());
@@ -120,8 +136,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let modules = Modules::open(&directory.modules(), config.limits.module_bytes_max)?;
     let engine = Engine::new(config.engine_settings())?;
     let shelf = Shelf::new(modules, engine, config.compiler(), config.limits.module_bytes_max);
-    let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new() };
-    recovery::finish(&state, &snapshots, &opened.interrupted, &mut found)?;
+    let mut found = Found::of(logs, opened, &state, &snapshots)?;
 
     let clock = Clock::start();
     let orders = Orders::default();
@@ -291,6 +306,7 @@ pub fn open_lane(
 ) -> Arc<Lane> {
     let ReplicaStart { group, replica, founders, nodes } = start;
     let (mut log, head) = found.take(group);
+    let note = found.halted.remove(&group);
     if log.membership.1.voters.is_empty() {
         // It joins with the membership that the group began with, and learns of the changes from the log.
         log.membership = (Index(0), Membership { voters: founders, ..Membership::default() });
@@ -303,8 +319,14 @@ pub fn open_lane(
     };
     let applier = Applier::new(group, head, stage.state.view(group), behavior, on_change);
     let lane = Arc::new(Lane::new(group, applier, published));
-    stage.orders.send(Order::Attach(lane.clone()));
+    let mut orders = vec![Order::Attach(lane.clone())];
     let start = GroupStart { group, replica, log, applied: head.index, time_floor: head.time, nodes };
-    stage.orders.send(Order::Shard(Input::Open(Box::new(start))));
+    orders.push(Order::Shard(Input::Open(Box::new(start))));
+    if let Some(note) = note {
+        tracing::warn!(%group, why = note.why, "the machine stays halted here");
+        lane.halt(&note.why);
+        orders.push(Order::Shard(Input::Halted { group, halted: true }));
+    }
+    stage.orders.send_all(orders);
     lane
 }

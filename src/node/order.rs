@@ -380,7 +380,7 @@ impl Desk {
             tracing::error!(%group, why, "the group is in quarantine: it answers nothing until the node is \
                 restarted");
             if let Some(lane) = self.lanes.get(&group) {
-                lane.halt(&format!("in quarantine: {why}"));
+                lane.end(&format!("in quarantine: {why}"));
             }
         }
         out.transferred.drain(..).for_each(|id| self.transferred(id, Ok(())));

@@ -205,7 +205,7 @@ fn close(inner: &Inner, machine: &Machine) {
     let group = machine.record.group();
     let Ok(parts) = &machine.open else { return drop_group(inner, group) };
     // A batch at hand may take minutes, and ends when it ends; those that follow are refused.
-    parts.lane.halt("it was deleted");
+    parts.lane.end("it was deleted");
     let_go(inner, group);
     if let Err(fault) = inner.removal.remove(parts.lane.clone()) {
         inner.stage.fail(fault);

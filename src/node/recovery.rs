@@ -1,7 +1,8 @@
 //! What a crash left of snapshots that were being installed: done again, or cleared away.
 //!
-//! A snapshot that another node sent is in force when the group's log begins behind it. Its rows may not have
-//! been touched by then, or may be half replaced. Either way it is installed again, from the file.
+//! A snapshot that another node sent is in force when the group's log begins behind it, or when it lies there
+//! as one that is in force. The machine's rows may not have been touched by then, or may be half replaced.
+//! Either way it is installed again, from the file.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,12 @@ pub fn finish(
         let at = found.heads.get(group).map_or(Index(0), |head| head.index);
         if log.start.0 > at {
             due.entry(*group).or_insert(log.start.0);
+        }
+    }
+    // One that was to replace a state whose log is good. Snapshots are never ahead of the state otherwise.
+    for (group, index) in snapshots.list_all()? {
+        if found.heads.get(&group).is_some_and(|head| head.index < index) {
+            due.insert(group, index);
         }
     }
     for (group, index) in snapshots.staged()? {
@@ -50,6 +57,7 @@ fn install(
         Ok(header) => {
             tracing::warn!(%group, %index, "a snapshot is installed again: that was cut short");
             found.heads.insert(group, header.head);
+            found.halted.remove(&group);
             if header.kind == Kind::Stored {
                 snapshots.remove_all(group)?;
             }

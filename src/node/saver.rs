@@ -9,7 +9,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::keeper::checkpoint;
-use super::lane::Published;
 use super::machine::{Machine, Parts, Queries, ResidentQueries};
 use super::order::Order;
 use super::registry::Registry;
@@ -18,7 +17,6 @@ use super::stage::Stage;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
 use crate::raft::Input;
-use crate::storage::snapshot::SnapshotWriter;
 
 /// Starts the thread. A resident machine is saved after `entries` entries.
 pub fn start(entries: u64, stage: Arc<Stage>, registry: Arc<Registry>) -> Result<Rounds, Fault> {
@@ -52,8 +50,8 @@ impl Saver {
             return Ok(());
         }
         self.tried.insert(group, published.head.index);
-        match resident.save(&self.stage, group, &published) {
-            Ok(pending) => self.take_effect(parts, resident, &published, pending),
+        match save(&self.stage, &self.registry, parts, resident) {
+            Ok(_) => Ok(()),
             // The former snapshot stays, and the log behind it.
             Err(Error::Fault(_)) if self.stage.is_interrupted() => Ok(()),
             // It was deleted meanwhile, and its log with it: that it cannot be read says nothing of the disk.
@@ -66,32 +64,40 @@ impl Saver {
             }
         }
     }
+}
 
-    fn take_effect(
-        &self,
-        parts: &Parts,
-        resident: &ResidentQueries,
-        published: &Published,
-        pending: SnapshotWriter,
-    ) -> Result<(), Fault> {
-        let (group, index) = (parts.lane.group, published.head.index);
-        // Only then may a restart find the snapshot: the rows on disk are at least as new.
-        checkpoint(&self.stage, &self.registry)?;
-        pending.finish()?;
-        // A machine is taken out of the registry before what there is of it is dropped. So either it is seen
-        // here that it is gone, or the drop that follows finds the new snapshot too.
-        if self.registry.by_group(group).is_none() {
-            return self.stage.snapshots.remove_all(group);
-        }
-        resident.set_saved(index);
-        self.stage.snapshots.remove_before(group, index)?;
-        let applier = parts.lane.applier();
-        // A machine that is being closed is halted first, and its rows are dropped after its applier is free.
-        if parts.lane.halted().is_none() {
-            applier.forget_settled(index, &self.stage)?;
-        }
-        drop(applier);
-        self.stage.orders.send(Order::Shard(Input::Truncate { group, to: index }));
-        Ok(())
+/// Has a resident machine write a snapshot of what it is now, unless the last one is that already, and lets
+/// it take effect. Blocks, for as long as the guest takes.
+pub(super) fn save(
+    stage: &Stage,
+    registry: &Registry,
+    parts: &Parts,
+    resident: &ResidentQueries,
+) -> Result<Index, Error> {
+    let _one_at_a_time = resident.saving();
+    let (group, published) = (parts.lane.group, parts.lane.published());
+    let index = published.head.index;
+    if resident.saved() >= index {
+        return Ok(resident.saved());
     }
+    let pending = resident.save(&parts.lane, stage, &published)?;
+    // Only then may a restart find the snapshot: the rows on disk are at least as new.
+    checkpoint(stage, registry)?;
+    pending.finish()?;
+    // A machine is taken out of the registry before what there is of it is dropped. So either it is seen
+    // here that it is gone, or the drop that follows finds the new snapshot too.
+    if registry.by_group(group).is_none() {
+        stage.snapshots.remove_all(group)?;
+        return Err(Error::NotFound("the machine was deleted".into()));
+    }
+    resident.set_saved(index);
+    stage.snapshots.remove_before(group, index)?;
+    let applier = parts.lane.applier();
+    // A machine that is being closed is halted first, and its rows are dropped after its applier is free.
+    if parts.lane.halted().is_none() {
+        applier.forget_settled(index, stage)?;
+    }
+    drop(applier);
+    stage.orders.send(Order::Shard(Input::Truncate { group, to: index }));
+    Ok(index)
 }

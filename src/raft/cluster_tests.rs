@@ -553,7 +553,8 @@ fn stage(cluster: &mut Cluster, wanted: SnapshotWanted) -> SnapshotHead {
     let staged = StagedState { head: head.clone(), state };
     cluster.members.get_mut(&3).unwrap().disk.staged.insert(G, staged);
     let (from, term, time_floor) = (replica(1), wanted.term, LogTime(1_000));
-    let input = Input::SnapshotReceived { group: G, from, term, head: head.clone(), time_floor };
+    let input =
+        Input::SnapshotReceived { group: G, from, term, head: head.clone(), time_floor, reseed: false };
     cluster.give(3, input);
     cluster.settle();
     head
@@ -607,12 +608,13 @@ fn a_snapshot_takes_the_place_of_nothing_newer() {
     assert!(state.applied > old.index);
     // The same snapshot comes once more, late.
     let (from, term, time_floor) = (replica(1), wanted.term, LogTime(1_000));
-    let input = Input::SnapshotReceived { group: G, from, term, head: old.clone(), time_floor };
+    let input =
+        Input::SnapshotReceived { group: G, from, term, head: old.clone(), time_floor, reseed: false };
     cluster.give(3, input);
     assert_eq!(cluster.unwanted, [(G, old.index)]);
     assert_eq!(cluster.status(3).applied, state.applied);
     let head = SnapshotHead { index: Index(9_999), ..old };
-    let input = Input::SnapshotReceived { group: GroupId(77), from, term, head, time_floor };
+    let input = Input::SnapshotReceived { group: GroupId(77), from, term, head, time_floor, reseed: false };
     cluster.give(3, input);
     assert_eq!(cluster.unwanted[1], (GroupId(77), Index(9_999)), "a group that is not here");
 }

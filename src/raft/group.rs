@@ -19,7 +19,9 @@ use crate::raft::lease::{Lease, Loyalty};
 use crate::raft::log_cache::{LogCache, Wish, from_engine};
 use crate::raft::log_clock::LogClock;
 use crate::raft::message::{PeerBody, PeerMessage, from_engine_message, to_engine_message};
-use crate::raft::output::{ApplyJob, LogLoad, PeerOut, ProposeError, Proposed, ReadError, RoleChange};
+use crate::raft::output::{
+    ApplyJob, LogLoad, PeerOut, ProposeError, Proposed, ReadError, RoleChange, SnapshotHead,
+};
 use crate::raft::proposals::Proposals;
 use crate::raft::read::Reads;
 use crate::raft::shard::{ShardConfig, Turn};
@@ -37,6 +39,8 @@ mod snapshot;
 mod standing;
 mod transfer;
 mod voting;
+
+pub(super) use self::snapshot::Received;
 
 /// One group on this node.
 pub(super) struct Group {
@@ -60,6 +64,12 @@ pub(super) struct Group {
     applied: Index,
     /// A snapshot that takes the log's place.
     staged: Option<snapshot::Staged>,
+    /// A snapshot that takes only the state's place, once the log up to its end is handed out.
+    reseeding: Option<SnapshotHead>,
+    /// Whether the state is not to be relied on, and at how many ticks in a row it kept this replica from
+    /// standing for election.
+    halted: bool,
+    held_back_ticks: usize,
     /// The transfer of leadership under way: who asked for it, and who is to lead.
     transferring: Option<(ProposalId, ReplicaId)>,
     /// Whether nobody expects anything of this replica until something happens.
@@ -129,6 +139,9 @@ impl Group {
             delivered: applied,
             applied,
             staged: None,
+            reseeding: None,
+            halted: false,
+            held_back_ticks: 0,
             transferring: None,
             asleep: false,
             idle_ticks: 0,
@@ -261,7 +274,7 @@ impl Group {
         // The only voter needs no timeouts: it has nobody to hear from. Those who only follow it need its
         // heartbeats.
         let waits_for_others = !self.alone() || (self.leads() && self.has_peers());
-        if waits_for_others && !self.is_impatient(turn) {
+        if waits_for_others && !self.is_impatient(turn) && !self.holds_back(turn.config.election_ticks) {
             self.node.tick();
             self.set_election_timeout();
         }
@@ -452,6 +465,7 @@ impl Group {
             snapshot: None,
             entries: committed.iter().map(from_engine).collect(),
         });
+        self.reseed_if_due(turn);
     }
 
     /// Frees what nobody needs in memory. Who has no followers needs none of what is applied.

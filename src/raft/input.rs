@@ -138,6 +138,17 @@ pub enum Input {
         head: SnapshotHead,
         /// The stamp of the last batch that it holds.
         time_floor: LogTime,
+        /// Whether it may take the place of the state of a halted replica, although the log needs none. The
+        /// caller has stopped applying before `head`, so that nothing newer is lost.
+        reseed: bool,
+    },
+    /// This replica's state is not to be relied on, or is again. Its log and its vote are as good as before;
+    /// but it stands for election only when nobody else does. Say [`Input::Applied`] of what is passed over.
+    Halted {
+        /// The group.
+        group: GroupId,
+        /// Whether it is so.
+        halted: bool,
     },
     /// Stand for election now, without waiting for a timeout.
     Campaign {

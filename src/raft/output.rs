@@ -59,7 +59,8 @@ pub struct ApplyJob {
     /// The group.
     pub group: GroupId,
     /// Install this staged snapshot first, in place of the state. The log begins after it already, so that
-    /// after a crash this must be made good before the group is opened.
+    /// after a crash this must be made good before the group is opened. Or, if it reseeds a replica, it ends
+    /// within the log: what was passed over after it is applied from there.
     pub snapshot: Option<SnapshotHead>,
     /// The entries. Empty ones and changes of membership move the applied index and do nothing else.
     pub entries: Vec<Entry>,

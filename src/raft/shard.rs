@@ -8,9 +8,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
+use crate::id::{GroupId, Index, LogTime, NodeId};
 use crate::machine::batch::Operation;
-use crate::raft::group::Group;
+use crate::raft::group::{Group, Received};
 use crate::raft::input::{GroupStart, Input, ProposalId, ReadId};
 use crate::raft::lease;
 use crate::raft::output::{GroupStatus, Output, ProposeError, ReadError, ReadReady, SnapshotHead};
@@ -229,8 +229,12 @@ impl Shard {
             Input::SnapshotSent { group, to, arrived } => {
                 self.touch(now, group, out, |group, _| group.snapshot_sent(to, arrived));
             }
-            Input::SnapshotReceived { group, from, term, head, time_floor } => {
-                self.snapshot_received(now, group, (from, term), head, time_floor, out);
+            Input::SnapshotReceived { group, from, term, head, time_floor, reseed } => {
+                let received = Received { from, term, head, time_floor, reseed };
+                self.snapshot_received(now, group, received, out);
+            }
+            Input::Halted { group, halted } => {
+                self.touch(now, group, out, |group, _| group.set_halted(halted));
             }
             Input::Campaign { group } => self.touch(now, group, out, Group::campaign),
             Input::NodeSilent(node) => self.node_silent(now, node, out),
@@ -329,21 +333,11 @@ impl Shard {
         out.refused.push((proposal, refusal));
     }
 
-    fn snapshot_received(
-        &mut self,
-        now: Now,
-        id: GroupId,
-        (from, term): (ReplicaId, Term),
-        head: SnapshotHead,
-        time_floor: LogTime,
-        out: &mut Output,
-    ) {
+    fn snapshot_received(&mut self, now: Now, id: GroupId, received: Received, out: &mut Output) {
         if matches!(self.groups.get(&id), Some(Slot::Open(_))) {
-            self.touch(now, id, out, |group, turn| {
-                group.snapshot_received(from, term, head, time_floor, turn);
-            });
+            self.touch(now, id, out, |group, turn| group.snapshot_received(received, turn));
         } else {
-            out.unwanted.push((id, head.index));
+            out.unwanted.push((id, received.head.index));
         }
     }
 

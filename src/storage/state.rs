@@ -31,6 +31,10 @@ const FAMILIES: [Family; 4] = [Family("head"), Family("store"), Family("events")
 /// A row in `Table::Head` that is there only while a machine's rows are being replaced as a whole.
 const REPLACING_KEY: &[u8] = b"replacing";
 
+/// A row in `Table::Head` that is there while a machine's state here is not to be relied on: why. It goes
+/// with the rows, when they are replaced or dropped.
+const HALTED_KEY: &[u8] = b"halted";
+
 /// Rows of a replacement are written in portions of about this size.
 const PORTION_BYTES: usize = 4 << 20;
 
@@ -85,6 +89,8 @@ pub struct Opened {
     /// Machines whose rows were being replaced when the node stopped, with the index of the snapshot they
     /// were being replaced from. They have no head and no rows: install that snapshot again.
     pub interrupted: BTreeMap<GroupId, Index>,
+    /// Machines whose state is not to be relied on, with what was noted of that.
+    pub halted: BTreeMap<GroupId, Vec<u8>>,
 }
 
 impl StateDb {
@@ -179,6 +185,22 @@ impl StateDb {
         self.db.free_bytes()
     }
 
+    /// Notes that a machine's state is not to be relied on, durably: a start finds it in [`Opened::halted`]
+    /// until the rows are replaced. What was noted before is replaced.
+    pub fn note_halted(&self, group: GroupId, note: &[u8]) -> Result<(), Fault> {
+        let mut changes = self.db.changes(&FAMILIES)?;
+        let mut key = Vec::new();
+        set_key(&mut key, group, HALTED_KEY);
+        changes.put(family(Table::Head), &key, note);
+        self.db.write(changes, Durability::Memory)?;
+        self.flush().map(drop)
+    }
+
+    /// What was noted of a machine whose state is not to be relied on.
+    pub fn halted_note(&self, group: GroupId) -> Result<Option<Vec<u8>>, Fault> {
+        self.view(group).get(Table::Head, HALTED_KEY)
+    }
+
     /// The failure that stopped the database, if one did.
     pub fn failure(&self) -> Option<Fault> {
         self.db.failure()
@@ -248,7 +270,8 @@ impl StateSnapshot {
         Arc::new(MachineView { rows: Rows::Pinned(self.pinned.clone()), group: group.0.to_be_bytes() })
     }
 
-    /// Visits all rows of a machine but its head, table by table, past the cache: for a snapshot.
+    /// Visits all rows of a machine but its head and what is only of this replica, table by table, past the
+    /// cache: for a snapshot.
     pub fn rows(&self, group: GroupId, visit: &mut RowVisitor) -> Result<(), Fault> {
         let (start, end) = (group.0.to_be_bytes(), group_end(group));
         let mut ended = Ok(());
@@ -262,7 +285,7 @@ impl StateSnapshot {
             };
             self.pinned.scan(all, &mut |key, value| {
                 let row = &key[8..];
-                if table == Table::Head && row == Head::KEY {
+                if table == Table::Head && [Head::KEY, HALTED_KEY].contains(&row) {
                     return ControlFlow::Continue(());
                 }
                 ended = visit(table, row, value);
@@ -382,6 +405,8 @@ fn take_head(opened: &mut Opened, key: &[u8], value: &[u8]) -> Result<(), String
     } else if row == REPLACING_KEY {
         let index = value.try_into().map_err(|_| format!("group {group} has a mark that does not read"))?;
         opened.interrupted.insert(group, Index(u64::from_be_bytes(index)));
+    } else if row == HALTED_KEY {
+        opened.halted.insert(group, value.to_vec());
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ use crate::net::{BulkName, FetchError, Net};
 use crate::node::lane::Lane;
 use crate::node::machine::Queries;
 use crate::node::order::Order;
+use crate::node::saver;
 use crate::node::{Inner, Node};
 use crate::raft::{Input, SnapshotHead, SnapshotWanted};
 use crate::storage::snapshot::{Header, Kind, Staging, write_rows};
@@ -42,6 +43,8 @@ const HEAD_TRIES: u32 = 100;
 pub enum Errand {
     /// Send one.
     Send(SnapshotWanted),
+    /// Send one to a replica whose state it is to replace, and tell the waiter how that ended.
+    Seed(SnapshotWanted, oneshot::Sender<Result<(), Error>>),
     /// Drop one that was received: nobody has a use for it.
     DropStaged(GroupId, Index),
 }
@@ -81,6 +84,15 @@ pub async fn run(inner: Arc<Inner>, mut errands: mpsc::UnboundedReceiver<Errand>
                 if under_way.begin(&wanted) {
                     node.spawn(node.clone().send_snapshot(wanted, under_way.clone()));
                 }
+            }
+            Some(Errand::Seed(wanted, waiter)) => {
+                let (seeding, under_way) = (node.clone(), under_way.clone());
+                node.spawn(async move {
+                    let turn = under_way.turn(wanted.group);
+                    let _of_group = turn.lock().await;
+                    // Whoever asked may have gone away.
+                    let _ = waiter.send(seeding.make_and_offer(&wanted, true).await.map(drop));
+                });
             }
             Some(Errand::DropStaged(group, index)) => {
                 let inner = node.inner.clone();
@@ -125,7 +137,7 @@ impl Node {
         let SnapshotWanted { group, to, node, .. } = wanted;
         let turn = under_way.turn(group);
         let _of_group = turn.lock().await;
-        let sent = self.make_and_offer(&wanted).await;
+        let sent = self.make_and_offer(&wanted, false).await;
         let arrived = match sent {
             Ok(index) => {
                 tracing::info!(%group, %node, %index, "a snapshot has arrived");
@@ -141,13 +153,14 @@ impl Node {
         self.inner.stage.orders.send(Order::Shard(Input::SnapshotSent { group, to, arrived }));
     }
 
-    async fn make_and_offer(&self, wanted: &SnapshotWanted) -> Result<Index, Error> {
-        let SnapshotWanted { group, node, term, least, .. } = *wanted;
+    async fn make_and_offer(&self, wanted: &SnapshotWanted, reseed: bool) -> Result<Index, Error> {
+        let SnapshotWanted { group, to, node, term, least } = *wanted;
         let (head, shard_head) = self.make_snapshot(group, least).await?;
-        tracing::info!(%group, %node, index = %head.index, "a replica is behind the log: it gets a snapshot");
+        tracing::info!(%group, %node, index = %head.index, reseed, "another replica gets a snapshot");
         let from = self.group_status(group).await.map(|status| status.replica);
         let from = from.ok_or_else(|| Error::Unavailable("the group was closed".into()))?;
-        let offer = SnapshotOffer::new(group, from, term, &shard_head, head.time);
+        let mut offer = SnapshotOffer::new(group, (from, to), term, &shard_head, head.time);
+        offer.reseed = reseed;
         let told = self.ask(node, Question::TakeSnapshot(offer), TRANSFER_PATIENCE).await;
         let inner = self.inner.clone();
         let dropped =
@@ -170,7 +183,7 @@ impl Node {
         lane.wait_applied(least).await?;
         let node = self.clone();
         let make = move || match resident {
-            true => node.write_resident(&lane),
+            true => node.write_resident(&lane, least),
             false => node.write_stored(&lane),
         };
         let made = tokio::task::spawn_blocking(make).await;
@@ -198,14 +211,28 @@ impl Node {
     }
 
     /// A resident machine's last snapshot is where its log begins: whoever is behind that is served by it.
-    fn write_resident(&self, lane: &Lane) -> Result<(Head, SnapshotHead), Error> {
+    /// Another is made if that one is too old.
+    fn write_resident(&self, lane: &Lane, least: Index) -> Result<(Head, SnapshotHead), Error> {
         let stage = &self.inner.stage;
-        let none = || Error::Unavailable("the machine has not been saved yet".into());
-        let index = stage.snapshots.latest(lane.group)?.ok_or_else(none)?;
+        let index = match stage.snapshots.latest(lane.group)?.filter(|index| *index >= least) {
+            Some(index) => index,
+            None => self.save_resident(lane.group)?,
+        };
         let shard_head = self.shard_head(lane.group, index)?;
         let head = stage.snapshots.read(lane.group, index)?.header().head;
         stage.snapshots.copy_outgoing(lane.group, index)?;
         Ok((head, shard_head))
+    }
+
+    fn save_resident(&self, group: GroupId) -> Result<Index, Error> {
+        let Inner { stage, registry, .. } = &*self.inner;
+        let machine = registry.by_group(group);
+        let machine = machine.ok_or_else(|| Error::NotFound("the machine was deleted".into()))?;
+        let parts = machine.serving()?;
+        let Queries::Resident(resident) = &parts.queries else {
+            return Err(Error::Unavailable("the machine's module has changed: try again".into()));
+        };
+        saver::save(stage, registry, parts, resident)
     }
 
     /// What goes with the state at an index. The shard hears a moment later than the state is written.
@@ -232,7 +259,17 @@ impl Node {
         offer: SnapshotOffer,
     ) -> Result<(), Error> {
         let group = GroupId(offer.group);
+        let own = self.group_status(group).await.map(|status| status.replica);
+        if own != Some(ReplicaId(offer.to)) {
+            return Err(Error::FailedPrecondition(format!(
+                "the snapshot is for replica {} of group {group}, which is not on this node",
+                offer.to
+            )));
+        }
         let turn = Turn::take(&self.inner.stage.incoming, group)?;
+        if offer.reseed {
+            self.check_reseed(group, Index(offer.index))?;
+        }
         self.fetch_snapshot(from, &offer).await?;
         // From here on it is given back when the snapshot is installed, or dropped as unwanted.
         turn.keep();
@@ -242,8 +279,24 @@ impl Node {
             term: Term(offer.term),
             head: offer.head(),
             time_floor: LogTime(offer.time_ms),
+            reseed: offer.reseed,
         }));
         Ok(())
+    }
+
+    /// Whether the replica has stopped applying and waits for a state like this. Only a snapshot changes
+    /// that, and the caller has the turn to take one in.
+    fn check_reseed(&self, group: GroupId, index: Index) -> Result<(), Error> {
+        let machine = self.inner.registry.by_group(group);
+        let lane = machine.as_ref().and_then(|machine| machine.lane());
+        let at = lane.filter(|lane| lane.halted().is_some()).map(|lane| lane.published().head.index);
+        if at.is_some_and(|at| at < index) {
+            return Ok(());
+        }
+        Err(Error::FailedPrecondition(format!(
+            "the replica of group {group} does not wait for the state at index {index}: it was reseeded \
+             meanwhile"
+        )))
     }
 
     async fn fetch_snapshot(&self, from: NodeId, offer: &SnapshotOffer) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-use super::words::{Answer, At, Propose, Question, Transfer, encode_reply};
+use super::words::{Answer, At, Propose, Question, Seed, Transfer, encode_reply};
 use crate::catalog::removed;
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId, Index, NodeId, ReplicaId, Revision};
@@ -128,6 +128,15 @@ impl Node {
             }
             Question::Report(()) => Ok(Answer::Report(self.report().await)),
             Question::ReplicaLog(group) => Ok(Answer::ReplicaLog(self.replica_log(GroupId(group)).await?)),
+            Question::Reseed(group) => {
+                let index = self.reseed_here(GroupId(group)).await?;
+                let (revision, outcome) = (Revision::default(), Outcome::Ok(Bytes::new()));
+                Ok(Applied { index, revision, outcome }.into())
+            }
+            Question::Seed(Seed { group, to }) => {
+                self.seed(from, GroupId(group), ReplicaId(to)).await?;
+                Ok(Answer::Done(()))
+            }
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))

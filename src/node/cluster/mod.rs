@@ -7,7 +7,7 @@
 //! - `route`: to the leader, wherever it is; `waiting_room`: what is held while nobody leads
 //! - `roster`: the nodes, as people see and change them
 //! - `members`: sees to it that groups become what the catalog says; `plan`: the next step to that
-//! - `verify`: compares the replicas of a machine
+//! - `verify`: compares the replicas of a machine; `reseed`: gives one the leader's state
 //! - `modules`: the bytes of modules, on a majority before the catalog names them, and from peers
 //! - `courier`: snapshots for replicas that are behind the log
 
@@ -19,6 +19,7 @@ pub(super) mod join;
 mod members;
 mod modules;
 mod plan;
+mod reseed;
 mod roster;
 mod route;
 mod verify;

@@ -129,7 +129,7 @@ impl Node {
     }
 
     /// The node of this name, or of this id.
-    fn member(&self, name: &str) -> Result<NodeRecord, Error> {
+    pub(super) fn member(&self, name: &str) -> Result<NodeRecord, Error> {
         let catalog = self.inner.catalog.load();
         let by_id = || catalog.nodes.get(&NodeId(name.parse().ok()?));
         catalog.node_named(name).or_else(by_id).cloned().ok_or_else(|| {

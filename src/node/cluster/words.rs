@@ -16,7 +16,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub question: Option<Question>,
 }
 
@@ -50,6 +50,23 @@ pub enum Question {
     /// Where does your replica of this group stand in its log?
     #[prost(uint64, tag = "9")]
     ReplicaLog(u64),
+    /// Give your replica of this group the leader's state in place of its own.
+    #[prost(uint64, tag = "10")]
+    Reseed(u64),
+    /// Send my replica of a group that you lead your state.
+    #[prost(message, tag = "11")]
+    Seed(Seed),
+}
+
+/// See [`Question::Seed`].
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Seed {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The replica that is to get it.
+    #[prost(uint64, tag = "2")]
+    pub to: u64,
 }
 
 /// See [`Question::Propose`].
@@ -155,6 +172,12 @@ pub struct SnapshotOffer {
     /// The stamp of the last batch in the state.
     #[prost(uint64, tag = "8")]
     pub time_ms: u64,
+    /// The replica that it is for.
+    #[prost(uint64, tag = "9")]
+    pub to: u64,
+    /// Whether it is to take the place of a state whose log is good.
+    #[prost(bool, tag = "10")]
+    pub reseed: bool,
 }
 
 /// A group's membership.
@@ -176,7 +199,7 @@ impl SnapshotOffer {
     /// The offer of a state that stands at `head` in its group's log.
     pub fn new(
         group: GroupId,
-        from: ReplicaId,
+        (from, to): (ReplicaId, ReplicaId),
         term: Term,
         head: &SnapshotHead,
         time: LogTime,
@@ -192,6 +215,8 @@ impl SnapshotOffer {
             membership_since: head.membership.0.0,
             membership: MembershipWords { voters, learners, voters_outgoing, learners_next, auto_leave },
             time_ms: time.0,
+            to: to.0,
+            reseed: false,
         }
     }
 
@@ -470,7 +495,8 @@ mod tests {
     fn an_offer_says_where_the_state_stands() {
         let membership = Membership { voters: vec![1, 2], learners: vec![3], ..Membership::default() };
         let head = SnapshotHead { index: Index(9), term: Term(2), membership: (Index(4), membership) };
-        let offer = SnapshotOffer::new(GroupId(1), ReplicaId(2), Term(3), &head, LogTime(8));
+        let replicas = (ReplicaId(2), ReplicaId(5));
+        let offer = SnapshotOffer::new(GroupId(1), replicas, Term(3), &head, LogTime(8));
         let bytes = Question::TakeSnapshot(offer.clone()).into_bytes();
         assert_eq!(Question::read(bytes).unwrap(), Question::TakeSnapshot(offer.clone()));
         assert_eq!(offer.head(), head);

@@ -5,6 +5,9 @@
 //! starts its log again behind it (synced first), and only then has the staged state installed. So a crash
 //! leaves either the old log with the old state, or a log that begins where the staged snapshot ends.
 //!
+//! A replica whose state is to be replaced although its log is good gets a snapshot that ends within its log:
+//! nothing of the log changes then, and what it acknowledged counts as before.
+//!
 //! Must never: let a snapshot take the place of anything newer. What this replica acknowledged stays.
 
 use raft::eraftpb::{self, MessageType};
@@ -15,6 +18,8 @@ use crate::id::{Index, LogTime, ReplicaId, Term};
 use crate::raft::membership;
 use crate::raft::output::{ApplyJob, SnapshotHead, SnapshotWanted};
 use crate::raft::shard::Turn;
+#[cfg(test)]
+use crate::raft::simulation::Bug;
 use crate::storage::entry::LogWrite;
 
 /// A snapshot whose log write is not synced yet; after that its state is installed.
@@ -23,6 +28,20 @@ pub(super) struct Staged {
     /// The number of the write that starts the log again.
     number: u64,
     head: SnapshotHead,
+}
+
+/// A snapshot that is staged on this node's disk.
+#[derive(Debug)]
+pub(in crate::raft) struct Received {
+    /// The replica that sent it, and the term in which it was asked for.
+    pub(in crate::raft) from: ReplicaId,
+    pub(in crate::raft) term: Term,
+    /// Where it stands in the log.
+    pub(in crate::raft) head: SnapshotHead,
+    /// The stamp of the last batch that it holds.
+    pub(in crate::raft) time_floor: LogTime,
+    /// Whether it may take the place of the state alone.
+    pub(in crate::raft) reseed: bool,
 }
 
 impl Group {
@@ -90,22 +109,40 @@ impl Group {
     }
 
     /// A snapshot is staged on this node's disk. It is taken, or reported as unwanted.
-    pub(in crate::raft) fn snapshot_received(
-        &mut self,
-        from: ReplicaId,
-        term: Term,
-        head: SnapshotHead,
-        time_floor: LogTime,
-        turn: &mut Turn,
-    ) {
+    pub(in crate::raft) fn snapshot_received(&mut self, received: Received, turn: &mut Turn) {
+        let Received { from, term, head, time_floor, reseed } = received;
         self.wake();
         // What came before gets its own ready, so that the snapshot's holds nothing else.
         self.take_readies(turn);
-        let staged = self.staged.is_none() && self.step_snapshot(from, term, &head);
-        if !staged || !self.take_snapshot(&head, time_floor, turn) {
+        let free = self.staged.is_none() && self.reseeding.is_none();
+        let taken =
+            free && self.step_snapshot(from, term, &head) && self.take_snapshot(&head, time_floor, turn);
+        if free && !taken && reseed && self.halted && self.is_within_log(&head) {
+            self.reseeding = Some(head);
+            self.reseed_if_due(turn);
+        } else if !taken {
             turn.out.unwanted.push((self.id, head.index));
         }
         self.set_election_timeout();
+    }
+
+    /// Whether the log holds the snapshot's last entry and knows it to be committed: then the state may be
+    /// replaced and the log stays.
+    fn is_within_log(&self, head: &SnapshotHead) -> bool {
+        let log = &self.node.raft.raft_log;
+        let known = self.node.store().start().0..=log.committed;
+        known.contains(&head.index.0) && log.term(head.index.0).ok() == Some(head.term.0)
+    }
+
+    /// Has the state replaced once everything up to the snapshot's end was handed out: what is handed out is
+    /// on this node's disk, so that a crash leaves no state that is ahead of its log.
+    pub(super) fn reseed_if_due(&mut self, turn: &mut Turn) {
+        let delivered = self.delivered;
+        #[cfg(test)]
+        let delivered = if turn.config.bug == Some(Bug::HastyReseed) { Index(u64::MAX) } else { delivered };
+        if let Some(head) = self.reseeding.take_if(|head| head.index <= delivered) {
+            turn.out.apply.push(ApplyJob { group: self.id, snapshot: Some(head), entries: Vec::new() });
+        }
     }
 
     /// Shows the engine a snapshot. False if this replica has no use for it.

@@ -51,6 +51,25 @@ impl Group {
         !self.leads() && stands && self.loyalty.binds(patience_ms)
     }
 
+    /// The state is not to be relied on, or is again.
+    pub(in crate::raft) fn set_halted(&mut self, halted: bool) {
+        (self.halted, self.held_back_ticks) = (halted, 0);
+    }
+
+    /// Whether a replica that cannot serve as a leader leaves it to the others to stand for election. Not for
+    /// ever: if only its log has all that is committed, nobody else can win, and it leads to pass that on.
+    pub(super) fn holds_back(&mut self, election_ticks: usize) -> bool {
+        const TIMEOUTS: usize = 5;
+        let raft = &self.node.raft;
+        let stands = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
+        if !self.halted || self.leads() || !stands || self.held_back_ticks >= TIMEOUTS * election_ticks {
+            self.held_back_ticks = 0;
+            return false;
+        }
+        self.held_back_ticks += 1;
+        true
+    }
+
     /// Gives the engine our own election timeout in place of the one it drew by chance; after every call that
     /// can make it draw.
     pub(super) fn set_election_timeout(&mut self) {

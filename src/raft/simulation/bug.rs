@@ -36,6 +36,10 @@ pub(in crate::raft) enum Bug {
     PatienceInTicks,
     /// A leader takes its clock for as fast as everybody's.
     IgnoreDrift,
+    /// A replica whose state is not to be relied on forgets that at a restart.
+    ForgetHalt,
+    /// A state is replaced by one that is ahead of what the log on disk holds.
+    HastyReseed,
     /// A crash between the start of the log behind a snapshot and its installation is not made good.
     LeaveStaged,
 }

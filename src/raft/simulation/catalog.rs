@@ -35,7 +35,12 @@ impl World {
         match self.coming {
             Coming::Nobody => {}
             Coming::Anybody => self.change_membership(),
-            Coming::Successors if self.lost.is_none() && self.rng.one_in(2) => {
+            // A state that cannot be relied on and a lost disk are two losses at the same time.
+            Coming::Successors
+                if self.lost.is_none()
+                    && !self.groups.iter().any(|&group| self.is_halted_somewhere(group))
+                    && self.rng.one_in(2) =>
+            {
                 // The disk that a snapshot is on its way to, if there is one: whom it was for is gone then.
                 // It arrives at the successor.
                 let receiver = self.transfers.first_mut().map(|transfer| {
@@ -50,6 +55,9 @@ impl World {
 
     fn change_membership(&mut self) {
         let Some((leader, group)) = self.some_leader() else { return };
+        if self.is_halted_somewhere(group) {
+            return;
+        }
         let steps = (0..1 + self.rng.below(3)).map(|_| {
             let replica = self.some_replica();
             match self.rng.below(5) {
@@ -176,7 +184,7 @@ impl World {
     }
 
     /// The number of a proposal that a living node is about to get.
-    fn next_proposal(&mut self, node: NodeId) -> ProposalId {
+    pub(super) fn next_proposal(&mut self, node: NodeId) -> ProposalId {
         self.last_id += 1;
         let id = ProposalId(self.last_id);
         self.life(node).open.insert(id, None);

@@ -28,7 +28,7 @@ impl World {
                     self.propose(id, group, |id| command(id, padding));
                 }
             }
-            if !only_reads && leads && self.rng.one_in(30) {
+            if !only_reads && leads && self.rng.one_in(30) && !self.nodes[&id].disk.halted.contains(&group) {
                 self.send_beacon(id, group);
             }
             if self.rng.one_in(if leads { 5 } else { 20 }) {

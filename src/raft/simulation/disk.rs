@@ -3,7 +3,7 @@
 //! Every write is held against what a sound log may be told: no gaps, no committed entry replaced, nothing
 //! cut that the state does not hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{GroupId, Index, Term};
 use crate::raft::output::{LogLoad, SnapshotHead};
@@ -25,6 +25,8 @@ pub(in crate::raft) struct Disk {
     /// What the state database holds for good.
     pub(in crate::raft) flushed: BTreeMap<GroupId, State>,
     pub(in crate::raft) staged: BTreeMap<GroupId, StagedState>,
+    /// Whose state is not to be relied on.
+    pub(in crate::raft) halted: BTreeSet<GroupId>,
 }
 
 impl Disk {
@@ -34,6 +36,7 @@ impl Disk {
             logs: groups.iter().map(|&group| (group, log.clone())).collect(),
             flushed: groups.iter().map(|&group| (group, State::default())).collect(),
             staged: BTreeMap::new(),
+            halted: BTreeSet::new(),
         }
     }
 

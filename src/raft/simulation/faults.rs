@@ -16,7 +16,7 @@ pub(super) struct Faults {
 }
 
 /// Everything that must happen in a run over many seeds, in the order of the alphabet.
-const KINDS: [&str; 53] = [
+const KINDS: [&str; 59] = [
     "acknowledged",
     "all asleep",
     "asleep",
@@ -27,11 +27,14 @@ const KINDS: [&str; 53] = [
     "coup by pause",
     "coup by restart",
     "crash",
+    "crash of a halted replica",
     "cut link",
     "cut log",
     "disk lost",
     "doubled message",
     "failing disk",
+    "halted",
+    "halted leader",
     "install made good",
     "island",
     "isolated node",
@@ -46,12 +49,15 @@ const KINDS: [&str; 53] = [
     "membership refused",
     "message after a pause",
     "overtaken message",
+    "passed over",
     "pause",
     "pause between clock and work",
     "read answered",
     "read answered by lease",
     "read by lease asked",
     "replica replaced",
+    "reseed that came too late",
+    "reseeded",
     "restart",
     "restart of voters",
     "silent node",
@@ -73,7 +79,7 @@ const KINDS: [&str; 53] = [
 ];
 
 /// How many faults there are to choose from, some of them more than once.
-const FAULTS: u64 = 17;
+const FAULTS: u64 = 18;
 
 /// Something that is to happen later.
 pub(super) enum Plot {
@@ -150,7 +156,8 @@ impl World {
                 self.faults.count("lull");
             }
             13 => self.plan_coup(),
-            14..FAULTS => self.change_members_or_lose_a_disk(victim),
+            14 => self.halt(victim),
+            15..FAULTS => self.change_members_or_lose_a_disk(victim),
             _ => {}
         }
     }
@@ -297,6 +304,7 @@ impl World {
         let mut life = node.life.take().unwrap();
         node.back_at_ms = back_at_ms;
         self.faults.count("crash");
+        self.faults.count_times("crash of a halted replica", node.disk.halted.len() as u64);
         let kept = self.rng.below(life.unsynced.len() as u64 + 1);
         for write in life.unsynced.drain(..kept as usize) {
             node.disk.sync(write);

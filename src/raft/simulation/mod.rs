@@ -12,7 +12,7 @@
 //! - [`clients`]: what is wanted of nodes; [`catalog`]: who is in a group, and who succeeds a lost replica
 //! - [`node`]: a shard's life and its clocks; [`machinery`]: the threads around it; [`disk`]: what survives;
 //!   [`state`]: the machine
-//! - [`divergence`]: replicas that went different ways
+//! - [`divergence`]: replicas that went different ways; [`halted`]: those that wait for another state
 //! - [`oracle`]: what must never be; [`bug`]: mistakes made on purpose, to see that it notices
 
 mod bug;
@@ -21,6 +21,7 @@ mod clients;
 pub(in crate::raft) mod disk;
 mod divergence;
 mod faults;
+mod halted;
 mod machinery;
 mod network;
 mod node;
@@ -183,6 +184,8 @@ fn the_simulation_finds_known_mistakes() {
         (Bug::TearState, "is not that of its index"),
         (Bug::InstallUnwanted, "entries are applied in order"),
         (Bug::LeaveStaged, "the log begins after"),
+        (Bug::ForgetHalt, "is not that of its index"),
+        (Bug::HastyReseed, "entries are applied in order"),
         (Bug::KeepLeaseInTransfer, "acknowledged before it was asked"),
         (Bug::VoteAfterRestart, "acknowledged before it was asked"),
         (Bug::PatienceInTicks, "acknowledged before it was asked"),

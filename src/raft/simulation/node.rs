@@ -31,6 +31,8 @@ pub(super) struct Life {
     pub(super) states: BTreeMap<GroupId, State>,
     /// The last entry handed out to be applied.
     pub(super) delivered: BTreeMap<GroupId, Index>,
+    /// The last entry that a halted replica passed over.
+    pub(super) passed_over: BTreeMap<GroupId, Index>,
     /// Proposals in the log, to be answered when their index is applied.
     pub(super) proposed: BTreeMap<(GroupId, Index, Term), Vec<ProposalId>>,
     /// Proposals without a fate.
@@ -136,6 +138,7 @@ impl SimNode {
             if self.disk.flushed[&group].applied < log_start && !self.leaves_staged {
                 assert_eq!(staged.head.index, log_start, "the log begins where the staged snapshot ends");
                 self.disk.flushed.insert(group, staged.state);
+                self.disk.halted.remove(&group);
                 self.installed_at_start += 1;
             }
         }
@@ -160,6 +163,9 @@ impl SimNode {
                 time_floor: floor(group, applied),
                 nodes: replicas.to_vec(),
             })));
+            if self.disk.halted.contains(&group) {
+                inbox.push(Input::Halted { group, halted: true });
+            }
         }
         self.lives += 1;
         (self.paused_until_ms, self.slow_until_ms) = (0, 0);
@@ -174,6 +180,7 @@ impl SimNode {
             jobs: VecDeque::new(),
             loads: VecDeque::new(),
             states: self.disk.flushed.clone(),
+            passed_over: BTreeMap::new(),
             delivered: self.disk.flushed.iter().map(|(group, state)| (*group, state.applied)).collect(),
             proposed: BTreeMap::new(),
             open: BTreeMap::new(),

@@ -10,7 +10,7 @@ use crate::raft::simulation::world::World;
 
 /// One snapshot on its way.
 pub(super) struct Transfer {
-    group: GroupId,
+    pub(super) group: GroupId,
     from: NodeId,
     /// The replica that sends, and which life of its node: the next one knows nothing of it.
     sender: ReplicaId,
@@ -19,6 +19,8 @@ pub(super) struct Transfer {
     receiver: ReplicaId,
     term: Term,
     staged: StagedState,
+    /// Whether it is for a halted replica that asked for it.
+    pub(super) reseed: bool,
     chunks_left: u64,
     pub(super) give_up_at_ms: u64,
 }
@@ -27,18 +29,30 @@ impl World {
     /// A leader names a replica that needs a snapshot.
     pub(super) fn begin_transfer(&mut self, from: NodeId, wanted: SnapshotWanted) {
         self.faults.count("snapshot wanted");
-        let SnapshotWanted { group, to, node, term, least } = wanted;
+        let SnapshotWanted { group, to, node, least, .. } = wanted;
         assert_eq!(node_of(to), node, "a replica is looked for where it is not");
-        let sender = self.nodes[&from].replica();
         let life = self.nodes[&from].life.as_ref().unwrap();
         let twin = |other: &Transfer| {
-            (other.group, other.from, other.receiver, other.life) == (group, from, to, life.number)
+            !other.reseed
+                && (other.group, other.from, other.receiver, other.life) == (group, from, to, life.number)
         };
         if self.transfers.iter().any(twin) {
             return;
         }
+        if self.nodes[&from].disk.halted.contains(&group) {
+            return self.tell(from, Input::SnapshotSent { group, to, arrived: false });
+        }
         let state = life.states[&group];
         assert!(state.applied >= least, "a snapshot at {least} is wanted, the state is at {}", state.applied);
+        self.post_state(from, wanted, false);
+    }
+
+    /// Puts a node's state on its way.
+    pub(super) fn post_state(&mut self, from: NodeId, wanted: SnapshotWanted, reseed: bool) {
+        let SnapshotWanted { group, to, node, term, .. } = wanted;
+        let sender = self.nodes[&from].replica();
+        let life = self.nodes[&from].life.as_ref().unwrap();
+        let state = life.states[&group];
         let head = life.shard.snapshot_head(group, state.applied).expect("the state is within the log");
         self.transfers.push(Transfer {
             group,
@@ -49,6 +63,7 @@ impl World {
             receiver: to,
             term,
             staged: StagedState { head, state },
+            reseed,
             chunks_left: 1 + self.rng.below(20),
             give_up_at_ms: self.now_ms + 500 + self.rng.below(5_000),
         });
@@ -94,6 +109,15 @@ impl World {
             }
         }
         let receiver = self.nodes.get_mut(&transfer.to).unwrap();
+        let newer = receiver
+            .life
+            .as_ref()
+            .is_some_and(|life| transfer.staged.head.index > life.states[&transfer.group].applied);
+        if transfer.reseed && !(newer && receiver.disk.halted.contains(&transfer.group)) {
+            self.faults.count("reseed that came too late");
+            return;
+        }
+        let receiver = self.nodes.get_mut(&transfer.to).unwrap();
         if receiver.disk.staged.contains_key(&transfer.group) {
             self.faults.count("snapshot for a busy node");
             self.report_transfer(&transfer, false);
@@ -108,6 +132,7 @@ impl World {
             term: transfer.term,
             head: transfer.staged.head.clone(),
             time_floor,
+            reseed: transfer.reseed,
         });
         // The receiver's word may get lost: then the sender believes that it failed.
         let heard = self.calm || !self.rng.one_in(4);
@@ -115,6 +140,9 @@ impl World {
     }
 
     fn report_transfer(&mut self, transfer: &Transfer, arrived: bool) {
+        if transfer.reseed {
+            return;
+        }
         let input = Input::SnapshotSent { group: transfer.group, to: transfer.receiver, arrived };
         self.tell(transfer.from, input);
     }

@@ -271,7 +271,8 @@ impl World {
                     let members = self.oracle.members(group);
                     let own = node.replica().0;
                     let member = members.voters.contains(&own) || members.learners.contains(&own);
-                    members.voters_outgoing.is_empty() && (!member || life.states[&group].applied.0 >= index)
+                    let well = !node.disk.halted.contains(&group) && life.states[&group].applied.0 >= index;
+                    members.voters_outgoing.is_empty() && (!member || well)
                 })
         };
         let all_done =
@@ -290,6 +291,7 @@ impl World {
         self.move_snapshots();
         self.listen();
         self.replace_lost();
+        self.tend_halted();
         for id in self.ids.clone() {
             if self.nodes[&id].life.is_none() && self.nodes[&id].back_at_ms <= self.now_ms {
                 self.start(id);
@@ -309,6 +311,9 @@ impl World {
         let node = self.nodes.get_mut(&id).unwrap();
         if self.bug == Some(Bug::ForgetVote) {
             node.disk.logs.values_mut().for_each(|log| log.hard_state.vote = 0);
+        }
+        if self.bug == Some(Bug::ForgetHalt) {
+            node.disk.halted.clear();
         }
         node.start(config, &replicas, |group, index| oracle.stamp_at(group, index));
         self.announce(id);

@@ -183,6 +183,49 @@ fn a_replacement_cut_short_is_told_at_every_open_until_it_is_done_again() {
     assert_eq!((opened.heads, opened.interrupted.len()), (BTreeMap::from([(GroupId(1), head(91))]), 0));
 }
 
+/// What a killed process leaves: the files as they are, without what is only in its memory.
+fn as_after_a_kill(path: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(path).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn that_a_state_is_not_to_be_relied_on_survives_a_kill_and_goes_with_the_rows_only() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, opened) = open(place.path());
+    assert!(opened.halted.is_empty());
+    for group in [GroupId(1), GroupId(2)] {
+        state.write(group, [(Table::Store, b"row", Some(b"1"))], &head(5)).unwrap();
+        state.note_halted(group, b"first").unwrap();
+    }
+    state.note_halted(GroupId(1), b"it differs").unwrap();
+    state.write(GroupId(1), NONE, &head(6)).unwrap();
+    assert_eq!(state.halted_note(GroupId(1)).unwrap().as_deref(), Some(&b"it differs"[..]));
+    let killed = as_after_a_kill(place.path());
+    let (_, opened) = open(killed.path());
+    assert_eq!(opened.halted[&GroupId(1)], b"it differs");
+    assert_eq!(opened.heads[&GroupId(1)], head(5), "what was not flushed is lost, and the note is not");
+
+    let mut carried = Vec::new();
+    let mut visit = |table, key: &[u8], _: &[u8]| {
+        carried.push((table, key.to_vec()));
+        Ok(())
+    };
+    state.snapshot().rows(GroupId(1), &mut visit).unwrap();
+    assert_eq!(carried, [(Table::Store, b"row".to_vec())], "a snapshot says nothing of this replica");
+
+    state.replace(GroupId(1), Index(9)).unwrap().finish(&head(9)).unwrap();
+    state.drop_group(GroupId(2)).unwrap();
+    assert_eq!(state.halted_note(GroupId(1)).unwrap(), None);
+    state.flush().unwrap();
+    let killed = as_after_a_kill(place.path());
+    assert!(open(killed.path()).1.halted.is_empty());
+}
+
 /// Flips one byte at many places of each table file: whatever is read afterwards is right, or an error.
 #[test]
 fn a_flipped_byte_in_a_block_is_a_fault_and_never_a_wrong_answer() {
