@@ -139,6 +139,10 @@ section! {
         flush_interval_ms: u64 = 60_000, 100, 86_400_000;
         /// Log entries between two snapshots of a resident machine.
         resident_snapshot_entries: u64 = 10_000, 10, 100_000_000;
+        /// Log entries that are kept for replicas that lag; those further behind get a snapshot.
+        log_keep_entries: u64 = 10_000, 0, 100_000_000;
+        /// Bytes of them, of each machine, at most about.
+        log_keep_bytes: u64 = 64 << 20, 0, 1 << 40;
     }
 }
 

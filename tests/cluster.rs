@@ -175,6 +175,36 @@ async fn a_replica_behind_the_log_gets_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_large_commands_is_cut_by_its_bytes() {
+    let cluster = Cluster::with(3, |config| {
+        config.flush_bytes = 1 << 20;
+        config.flush_interval_ms = 200;
+        config.log_keep_bytes = 2 << 20;
+    })
+    .await;
+    cluster.create_kv("kv", 3).await;
+    let value = "x".repeat(200_000);
+    let mut last = Index(0);
+    for number in 0..60 {
+        last = cluster.node(number % 3).apply("kv", put("large", &value)).await.unwrap().index;
+    }
+    // Two mebibytes are ten of them; what came with the last flush may be there as well.
+    let cut = async |node: &statehouse::Node| {
+        let replicas = node.replicas("kv").await.unwrap();
+        replicas.iter().all(|replica| replica.log.as_ref().is_ok_and(|log| log.start + 12 >= last.0))
+    };
+    for _ in 0..600 {
+        if cut(cluster.node(0)).await {
+            return cluster.shutdown().await;
+        }
+        // Followers cut when they flush, and they flush only if something was written.
+        cluster.node(0).apply("kv", put("small", "1")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the log is not cut: {:?}", cluster.node(0).replicas("kv").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_in_use_and_other_clusters_are_refused() {
     let cluster = Cluster::of(2).await;
     let taken = cluster.try_join("n1").await.expect_err("the name is taken");

@@ -87,6 +87,8 @@ pub fn node_config(
         flush_bytes: storage.flush_bytes,
         flush_interval_ms: storage.flush_interval_ms,
         resident_snapshot_entries: storage.resident_snapshot_entries,
+        log_keep_entries: storage.log_keep_entries,
+        log_keep_bytes: storage.log_keep_bytes,
         read_wait_ms: limits.read_wait_ms,
         input_fuel: guests.input_fuel,
         query_fuel: guests.query_fuel,

@@ -93,6 +93,8 @@ pub struct NodeConfig {
     pub tick_ms: u64,
     /// Log entries that are kept for replicas that lag; those further behind get a snapshot.
     pub log_keep_entries: u64,
+    /// Of one machine, and no more than about this many bytes of them.
+    pub log_keep_bytes: u64,
     /// How long a read waits for an index to be applied.
     pub read_wait_ms: u64,
     /// Fuel of one input of the machines that are created here: about one unit for each instruction of the
@@ -137,6 +139,7 @@ impl NodeConfig {
             leader_wait_bytes_max: 64 << 20,
             tick_ms: 100,
             log_keep_entries: 10_000,
+            log_keep_bytes: 64 << 20,
             read_wait_ms: 10_000,
             input_fuel: GuestSettings::default().input_fuel,
             query_fuel: QUERY_FUEL,

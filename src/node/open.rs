@@ -204,6 +204,7 @@ fn shard_config(config: &NodeConfig, directory: &Directory) -> ShardConfig {
     let mut shard = ShardConfig::new(directory.node().unwrap_or_default(), time::seed());
     shard.tick_ms = config.tick_ms;
     shard.lag_entries_max = config.log_keep_entries;
+    shard.lag_bytes_max = config.log_keep_bytes;
     // The peer link tells when a node falls silent: those asleep need not watch each other.
     shard.sleep_after_ticks = if config.peer.is_some() { SLEEP_AFTER_TICKS } else { 0 };
     shard

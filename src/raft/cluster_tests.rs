@@ -54,6 +54,11 @@ struct Cluster {
 impl Cluster {
     /// Nodes 1 to `size`; the first `voters` of them have voters of the group. Node 1 leads.
     fn new(size: u64, voters: u64) -> Cluster {
+        Cluster::with(size, voters, config)
+    }
+
+    /// The same with other settings.
+    fn with(size: u64, voters: u64, config: fn(u64) -> ShardConfig) -> Cluster {
         let membership =
             Membership { voters: (1..=voters).map(|n| replica(n).0).collect(), ..Membership::default() };
         let log = GroupLog { membership: (Index(0), membership), ..GroupLog::default() };
@@ -161,6 +166,12 @@ impl Cluster {
     fn propose(&mut self, node: u64, id: u64) {
         let operation = Operation::command(Bytes::from(format!("command {id}")));
         self.give(node, Input::Propose { group: G, id: ProposalId(id), operation, bytes: 20 });
+        self.settle();
+    }
+
+    fn propose_bytes(&mut self, node: u64, id: u64, bytes: usize) {
+        let operation = Operation::command(vec![0; bytes].into());
+        self.give(node, Input::Propose { group: G, id: ProposalId(id), operation, bytes });
         self.settle();
     }
 
@@ -558,6 +569,19 @@ fn stage(cluster: &mut Cluster, wanted: SnapshotWanted) -> SnapshotHead {
     cluster.give(3, input);
     cluster.settle();
     head
+}
+
+#[test]
+fn the_log_is_kept_for_those_who_lag_by_its_bytes_as_well_as_by_its_entries() {
+    let by_bytes = |node| ShardConfig { lag_entries_max: 1_000, lag_bytes_max: 250_000, ..config(node) };
+    let mut cluster = Cluster::with(3, 3, by_bytes);
+    cluster.down.insert(3);
+    (1..20).for_each(|id| cluster.propose_bytes(1, id, 100_000));
+    let applied = cluster.applied(1);
+    cluster.give(1, Input::Truncate { group: G, to: Index(5) });
+    assert_eq!(cluster.status(1).start, Index(5), "no further than the state is durable");
+    cluster.give(1, Input::Truncate { group: G, to: applied });
+    assert_eq!(cluster.status(1).start, Index(applied.0 - 2), "two of 100,000 bytes fit, three do not");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use raft::eraftpb;
 use raft::{Error, GetEntriesContext, RaftState, StorageError};
 
 use crate::id::{Index, LogTime, Term};
+use crate::raft::log_sizes::LogSizes;
 use crate::storage::entry::{Entry, EntryKind};
 
 /// What an entry in memory costs besides its data.
@@ -43,6 +44,8 @@ pub(super) struct LogCache {
     entries: VecDeque<eraftpb::Entry>,
     /// What they cost.
     bytes: usize,
+    /// The sizes of all entries of the log.
+    sizes: LogSizes,
     /// (first index, term) of each run of entries of a term, from `start` on; never empty.
     runs: VecDeque<(u64, u64)>,
     /// What was loaded back for the engine to send; gone after that.
@@ -68,6 +71,7 @@ impl LogCache {
             evicted: start.0.0,
             entries: VecDeque::new(),
             bytes: 0,
+            sizes: LogSizes::default(),
             runs: VecDeque::from([(start.0.0, start.1.0)]),
             loaded: Vec::new(),
             applied: start.0.0,
@@ -95,6 +99,7 @@ impl LogCache {
             && let Some(entry) = self.entries.pop_back()
         {
             self.bytes -= cost(&entry);
+            self.sizes.pop(entry.index, cost(&entry) as u64);
         }
         while self.runs.len() > 1 && self.runs.back().is_some_and(|run| run.0 >= index) {
             self.runs.pop_back();
@@ -107,6 +112,7 @@ impl LogCache {
             self.runs.push_back((entry.index, entry.term));
         }
         self.bytes += cost(&entry);
+        self.sizes.push(entry.index, cost(&entry) as u64);
         self.entries.push_back(entry);
     }
 
@@ -117,6 +123,11 @@ impl LogCache {
     /// The entry before the first one of the log.
     pub(super) fn start(&self) -> Index {
         Index(self.start.0)
+    }
+
+    /// The last entry behind which the others have no more than so many bytes; 0 if the whole log has not.
+    pub(super) fn end_of_rest(&self, bytes_max: u64) -> Index {
+        Index(self.sizes.end_of_rest(bytes_max))
     }
 
     /// What the entries in memory cost.
@@ -151,6 +162,7 @@ impl LogCache {
         if let Some(run) = self.runs.front_mut() {
             run.0 = to.0;
         }
+        self.sizes.cut(to.0);
         self.start = (to.0, term);
         Term(term)
     }

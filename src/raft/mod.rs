@@ -32,6 +32,7 @@
 //! - `proposals`: commands from their arrival to their fate
 //! - `read`: linearizable read points; `lease`: those that need no round trip, and what voters promise for it
 //! - `log_cache`: the part of the log that is in memory, as the engine reads it
+//! - `log_sizes`: how large the log is, from any index on
 //! - `log_clock`: the stamps of batches
 //! - [`message`]: what replicas tell each other
 //! - `membership`: who is in a group, and how that changes
@@ -51,6 +52,7 @@ mod group;
 mod lease;
 mod log_cache;
 mod log_clock;
+mod log_sizes;
 mod membership;
 mod proposals;
 mod read;

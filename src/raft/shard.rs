@@ -63,6 +63,8 @@ pub struct ShardConfig {
     /// For replicas that lag, the log is kept this many applied entries back; those further behind get a
     /// snapshot.
     pub lag_entries_max: u64,
+    /// And no more than about so many bytes of entries: whichever is less.
+    pub lag_bytes_max: u64,
     /// A group whose leader finds nothing to do at so many ticks falls asleep; 0: never. Only where
     /// [`Input::NodeSilent`] is told: those asleep do not notice by themselves that their leader is gone.
     pub sleep_after_ticks: usize,
@@ -93,6 +95,7 @@ impl ShardConfig {
             append_bytes_max: 1 << 20,
             appends_in_flight_max: 64,
             lag_entries_max: 10_000,
+            lag_bytes_max: 64 << 20,
             sleep_after_ticks: 0,
             #[cfg(test)]
             bug: None,

@@ -17,7 +17,7 @@ use super::Group;
 use crate::id::{Index, LogTime, ReplicaId, Term};
 use crate::raft::membership;
 use crate::raft::output::{ApplyJob, SnapshotHead, SnapshotWanted};
-use crate::raft::shard::Turn;
+use crate::raft::shard::{ShardConfig, Turn};
 #[cfg(test)]
 use crate::raft::simulation::Bug;
 use crate::storage::entry::LogWrite;
@@ -47,7 +47,7 @@ pub(in crate::raft) struct Received {
 impl Group {
     /// The log is no longer needed up to here, as far as this replica is concerned.
     pub(in crate::raft) fn truncate(&mut self, to: Index, turn: &mut Turn) {
-        let to = to.min(self.applied).min(self.needed_by_others(turn.config.lag_entries_max));
+        let to = to.min(self.applied).min(self.needed_by_others(turn.config));
         if to <= self.node.store().start() {
             return;
         }
@@ -64,11 +64,12 @@ impl Group {
 
     /// The last entry that the log need not keep for others. Those who lag further than the limit will need a
     /// snapshot; to those who get one now, what follows it is kept.
-    fn needed_by_others(&self, lag_entries_max: u64) -> Index {
+    fn needed_by_others(&self, config: &ShardConfig) -> Index {
         if !self.has_peers() {
             return Index(u64::MAX);
         }
-        let far = Index(self.applied.0.saturating_sub(lag_entries_max));
+        let many = Index(self.applied.0.saturating_sub(config.lag_entries_max));
+        let far = many.max(self.node.store().end_of_rest(config.lag_bytes_max));
         if !self.leads() {
             // Who lags how far is known to the leader only; tomorrow this may be the leader.
             return far;
