@@ -156,19 +156,19 @@ fn a_node_on_a_nearly_full_disk_spends_nothing_that_it_does_not_need() {
     assert_eq!(node.end().0, Some(0));
 }
 
-/// Flips a byte in the middle of each file in `directory` that ends with `ending` and holds values.
-fn flip_a_byte(directory: &Path, ending: &str) {
+/// Flips a byte of the tenth value of [`filled`], in each file in `directory` that has it: a file of the log
+/// may also hold blanks, or what it held in an earlier life, and its content moves when it is retired.
+fn flip_a_byte(directory: &Path) {
+    let value = value(9);
     let mut flipped = 0;
     for entry in fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("readable").path();
-        // A node that is not busy lays out its log's files: what follows their content is zeros.
-        let content = fs::read(&path).expect("a file");
-        let bytes = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
-        if path.to_string_lossy().ends_with(ending) && bytes > VALUE_BYTES as u64 {
-            let file = fs::OpenOptions::new().read(true).write(true).open(&path).expect("a file");
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, bytes / 2).expect("readable");
-            file.write_all_at(&[byte[0] ^ 0x10], bytes / 2).expect("writable");
+        let content = fs::read(&path).unwrap_or_default();
+        // A file of the log cuts what it holds into pieces of 32 KiB: one of these is whole.
+        let finder = |at: usize| content.windows(64).position(|window| *window == value[at..at + 64]);
+        if let Some(at) = [10_000, 20_000, 30_000].into_iter().find_map(finder) {
+            let file = fs::OpenOptions::new().write(true).open(&path).expect("a file");
+            file.write_all_at(&[content[at] ^ 0x10], at as u64).expect("writable");
             flipped += 1;
         }
     }
@@ -194,7 +194,7 @@ async fn a_flipped_byte_in_the_state_is_never_an_answer_and_ends_the_node_with_1
     let node = filled(directory.path()).await;
     node.signal(Signal::TERM);
     assert_eq!(node.end().0, Some(0));
-    flip_a_byte(&directory.path().join("state"), ".sst");
+    flip_a_byte(&directory.path().join("state"));
     let node = Node::serve(directory.path(), &[]);
     let client = Client::new([&node.client]).expect("an address");
     let mut failed = None;
@@ -223,10 +223,10 @@ async fn a_flipped_byte_in_the_log_is_told_at_the_start() {
     let directory = directory();
     // A node that stops cleanly has little left in its log.
     filled(directory.path()).await.kill();
-    flip_a_byte(&directory.path().join("log"), ".log");
+    flip_a_byte(&directory.path().join("log"));
     let mut serve = program();
     serve_arguments(&mut serve, directory.path());
-    run_with(&mut serve, b"").failed(1, &["log database", "damaged", "restore"]);
+    run_with(&mut serve, b"").failed(1, &["log database", "damaged", "backup"]);
 }
 
 #[test]

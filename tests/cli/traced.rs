@@ -136,6 +136,8 @@ fn without_a_collector_the_logs_tell_of_a_traced_command() {
     let nodes = start(directory.path(), &[ports(), ports(), ports()], None);
     let trace = put_traced(&nodes);
     nodes[0].run(["kv", "put", "b", "2"]).ok();
+    // Each node has applied what came before that.
+    nodes.iter().for_each(|node| assert_eq!(node.run(["kv", "get", "b"]).ok(), "2"));
     let mut lines = Vec::new();
     for node in nodes {
         node.signal(Signal::TERM);
