@@ -49,7 +49,7 @@ impl NetConfig {
             advertise: None,
             frame_bytes_max: 32 << 20,
             queue_bytes_max: 64 << 20,
-            beat_ms: 200,
+            beat_ms: 300,
             silent_after_ms: 1_000,
             connect_timeout_ms: 2_000,
             asks_max: 4_096,
@@ -102,7 +102,7 @@ mod tests {
         good.check().unwrap();
         let bad = NetConfig { frame_bytes_max: 1, silent_after_ms: 500, asks_max: 0, ..good };
         let told = bad.check().unwrap_err().to_string();
-        for part in ["frame_bytes_max is 1", "silent_after_ms is 500", "beat_ms is 200", "asks_max is 0"] {
+        for part in ["frame_bytes_max is 1", "silent_after_ms is 500", "beat_ms is 300", "asks_max is 0"] {
             assert!(told.contains(part), "{part:?} is not in {told:?}");
         }
     }

@@ -23,6 +23,9 @@ const LAY_OUT_AFTER_MS: u64 = 1_000;
 /// Leases whose end one operation proposes: bounds the batch when very many end together.
 const EXPIRE_MAX: usize = 1_000;
 
+/// It looks this often whether machines have granted a first lease; at those that have, in each round.
+const SEARCH_ROUNDS: u32 = 5;
+
 /// When the keeper acts.
 #[derive(Clone, Copy, Debug)]
 pub struct KeeperSettings {
@@ -34,7 +37,15 @@ pub struct KeeperSettings {
 
 /// Starts the keeper's thread. When it is stopped it makes a last checkpoint.
 pub fn start(settings: KeeperSettings, stage: Arc<Stage>, registry: Arc<Registry>) -> Result<Rounds, Fault> {
-    let mut keeper = Keeper { settings, stage: stage.clone(), registry, flushed_ms: 0, laid_out: false };
+    let mut keeper = Keeper {
+        settings,
+        stage: stage.clone(),
+        registry,
+        flushed_ms: 0,
+        laid_out: false,
+        leasing: Vec::new(),
+        rounds: 0,
+    };
     Rounds::start("keeper", stage, move |stopping| keeper.round(stopping))
 }
 
@@ -45,13 +56,19 @@ struct Keeper {
     /// The monotonic clock at the last flush.
     flushed_ms: u64,
     laid_out: bool,
+    /// The machines that had granted a lease when that was last looked at.
+    leasing: Vec<Arc<Machine>>,
+    rounds: u32,
 }
 
 impl Keeper {
     fn round(&mut self, stopping: bool) -> Result<(), Fault> {
-        for machine in self.registry.all() {
-            self.end_due_leases(&machine)?;
+        if self.rounds.is_multiple_of(SEARCH_ROUNDS) {
+            let machines = self.registry.all();
+            self.leasing = machines.iter().filter(|machine| has_granted_leases(machine)).cloned().collect();
         }
+        self.rounds = self.rounds.wrapping_add(1);
+        self.leasing.iter().try_for_each(|machine| self.end_due_leases(machine))?;
         let now_ms = self.stage.clock.now().monotonic_ms;
         if !self.laid_out && now_ms >= LAY_OUT_AFTER_MS {
             self.laid_out = true;
@@ -81,6 +98,10 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+fn has_granted_leases(machine: &Machine) -> bool {
+    machine.lane().is_some_and(|lane| lane.published().head.last_lease > 0)
 }
 
 /// Flushes the state and lets the log be cut behind it. For any thread: two at the same time do no harm,

@@ -74,10 +74,10 @@ fn forget_strangers(inner: &Inner) -> Result<(), Fault> {
 /// Opens what the catalog has and this node has not, and closes the reverse. Blocks.
 fn reconcile(inner: &Arc<Inner>) -> Result<(), Fault> {
     let catalog = inner.catalog.load_full();
-    for machine in inner.registry.all() {
+    for machine in &*inner.registry.all() {
         let record = catalog.machines.get(&machine.record.name);
         if record.is_none_or(|record| record.group != machine.record.group) {
-            close(inner, &machine);
+            close(inner, machine);
         }
     }
     for record in catalog.machines.values() {

@@ -20,6 +20,8 @@ pub struct Registry {
 struct Open {
     by_name: HashMap<String, Arc<Machine>>,
     by_group: HashMap<GroupId, Arc<Machine>>,
+    /// By name: those who look after all of them do so several times a second.
+    all: Arc<Vec<Arc<Machine>>>,
 }
 
 impl Default for Registry {
@@ -40,10 +42,8 @@ impl Registry {
     }
 
     /// All machines, by name.
-    pub fn all(&self) -> Vec<Arc<Machine>> {
-        let open = self.open.load();
-        let sorted: BTreeMap<_, _> = open.by_name.iter().collect();
-        sorted.into_values().cloned().collect()
+    pub fn all(&self) -> Arc<Vec<Arc<Machine>>> {
+        self.open.load().all.clone()
     }
 
     /// Adds a machine, or replaces the one of its name. Only one task changes the registry.
@@ -78,7 +78,9 @@ impl Registry {
         }
     }
 
-    fn swap(&self, open: Open) {
+    fn swap(&self, mut open: Open) {
+        let sorted: BTreeMap<_, _> = open.by_name.iter().collect();
+        open.all = Arc::new(sorted.into_values().cloned().collect());
         self.open.store(Arc::new(open));
         self.changes.send_modify(|count| *count += 1);
     }

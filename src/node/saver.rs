@@ -20,7 +20,14 @@ use crate::raft::Input;
 
 /// Starts the thread. A resident machine is saved after `entries` entries.
 pub fn start(entries: u64, stage: Arc<Stage>, registry: Arc<Registry>) -> Result<Rounds, Fault> {
-    let mut saver = Saver { entries, stage: stage.clone(), registry, tried: HashMap::new() };
+    let mut saver = Saver {
+        entries,
+        stage: stage.clone(),
+        registry,
+        machines: Arc::default(),
+        resident: Vec::new(),
+        tried: HashMap::new(),
+    };
     Rounds::start("saver", stage, move |_| saver.round())
 }
 
@@ -28,15 +35,27 @@ struct Saver {
     entries: u64,
     stage: Arc<Stage>,
     registry: Arc<Registry>,
+    /// All machines when the resident ones were last picked out.
+    machines: Arc<Vec<Arc<Machine>>>,
+    resident: Vec<Arc<Machine>>,
     /// The index at which each resident machine was last asked to save.
     tried: HashMap<GroupId, Index>,
+}
+
+fn is_resident(machine: &Machine) -> bool {
+    machine.open.as_ref().is_ok_and(|parts| matches!(parts.queries, Queries::Resident(_)))
 }
 
 impl Saver {
     fn round(&mut self) -> Result<(), Fault> {
         let machines = self.registry.all();
-        self.tried.retain(|group, _| machines.iter().any(|machine| machine.record.group() == *group));
-        machines.iter().try_for_each(|machine| self.save_if_due(machine))
+        if !Arc::ptr_eq(&machines, &self.machines) {
+            self.resident = machines.iter().filter(|machine| is_resident(machine)).cloned().collect();
+            let resident = &self.resident;
+            self.tried.retain(|group, _| resident.iter().any(|machine| machine.record.group() == *group));
+            self.machines = machines;
+        }
+        self.resident.clone().iter().try_for_each(|machine| self.save_if_due(machine))
     }
 
     /// Saves a resident machine that has come far enough since its last snapshot.

@@ -21,6 +21,9 @@ use crate::inbox::{self, Receiver, Sender};
 /// How often the foreman looks: a lane can wait for slow ones about twice as long.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
+/// How often it looks while the workers have nothing to do: the first lanes after that may wait so much longer.
+const IDLE_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Workers that were relieved and have not ended, at most. Each has a stack and one guest's memory.
 const RELIEVED_MAX: usize = 64;
 
@@ -95,24 +98,28 @@ struct Shift {
 impl Foreman {
     fn run(mut self, stopped: &Receiver<()>) -> Foreman {
         let mut words = Vec::new();
+        let mut interval = LOOK_INTERVAL;
         loop {
-            stopped.take(&mut words, 1, LOOK_INTERVAL);
-            self.look();
+            stopped.take(&mut words, 1, interval);
+            interval = if self.look() { LOOK_INTERVAL } else { IDLE_INTERVAL };
             if !words.is_empty() && self.ready.is_empty() {
                 return self;
             }
         }
     }
 
-    fn look(&mut self) {
+    /// Sees to the workers. False: nothing was done since the last look, and nothing waits.
+    fn look(&mut self) -> bool {
         for ended in self.relieved.extract_if(.., |thread| thread.is_finished()) {
             join(ended);
         }
         let mut waiting = self.ready.len();
+        let mut busy = waiting > 0 || !self.relieved.is_empty();
         for at in 0..self.posts.len() {
             let post = &mut self.posts[at];
             let passes = post.shift.passes.load(Ordering::Relaxed);
             let slow = passes % 2 == 1 && passes == post.seen;
+            busy |= passes % 2 == 1 || passes != post.seen;
             post.seen = passes;
             if slow && waiting > 0 && self.relieved.len() < RELIEVED_MAX {
                 waiting -= 1;
@@ -120,6 +127,7 @@ impl Foreman {
             }
         }
         self.stage.metrics.apply_threads.set((self.posts.len() + self.relieved.len()) as i64);
+        busy
     }
 
     /// Puts another worker in the place of one that is slow.

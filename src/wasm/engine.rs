@@ -7,8 +7,6 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use wasmparser::WasmFeatures;
 use wasmtime::{
@@ -17,6 +15,7 @@ use wasmtime::{
 };
 
 use super::limits;
+use super::ticker::{Ticker, UnderWay};
 use crate::error::Fault;
 
 /// The release that `Cargo.toml` pins: part of the fingerprint. A test compares the two.
@@ -141,12 +140,11 @@ struct Shared {
     warm: limits::Places,
     /// Whether calls are to end, whatever they are at.
     interrupted: AtomicBool,
-    stop: Arc<AtomicBool>,
-    ticker: Option<JoinHandle<()>>,
+    ticker: Ticker,
 }
 
 impl Engine {
-    /// An engine that can run guests: reserves address space for its instances and starts the epoch's ticker.
+    /// An engine that can run guests: reserves address space for its instances and starts the ticker.
     pub fn new(settings: EngineSettings) -> Result<Engine, Fault> {
         settings.check()?;
         let mut config = config()?;
@@ -159,8 +157,7 @@ impl Engine {
                 u64::from(settings.instances_max) * 4
             ))
         })?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let ticker = start_ticker(engine.weak(), stop.clone())?;
+        let ticker = Ticker::start(engine.weak())?;
         Ok(Engine {
             shared: Arc::new(Shared {
                 engine,
@@ -169,8 +166,7 @@ impl Engine {
                 prepared: limits::Places::new(settings.instances_max / 4),
                 warm: limits::Places::new(settings.query_instances_max),
                 interrupted: AtomicBool::new(false),
-                stop,
-                ticker: Some(ticker),
+                ticker,
             }),
         })
     }
@@ -197,6 +193,11 @@ impl Engine {
         &self.shared.settings
     }
 
+    /// A call into a guest is under way until what this returns is dropped: epochs end.
+    pub(super) fn call_begins(&self) -> UnderWay<'_> {
+        self.shared.ticker.call_begins()
+    }
+
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.shared.engine
     }
@@ -207,17 +208,6 @@ impl Engine {
 
     pub(super) fn warm(&self) -> &limits::Places {
         &self.shared.warm
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(ticker) = self.ticker.take() {
-            ticker.thread().unpark();
-            // It only counts and parks, so it ends at once; a panic in it would have nothing to tell.
-            let _ = ticker.join();
-        }
     }
 }
 
@@ -315,23 +305,6 @@ fn pool(settings: &EngineSettings) -> PoolingAllocationConfig {
     // Only what was written is put back, where the kernel can tell (Linux from 6.7).
     pool.pagemap_scan(Enabled::Auto);
     pool
-}
-
-/// Ends an epoch every [`EPOCH_MS`], for as long as the engine lives.
-fn start_ticker(engine: wasmtime::EngineWeak, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, Fault> {
-    let tick = move || {
-        while !stop.load(Ordering::Relaxed) {
-            std::thread::park_timeout(Duration::from_millis(EPOCH_MS));
-            match engine.upgrade() {
-                Some(engine) => engine.increment_epoch(),
-                None => return,
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("epoch".into())
-        .spawn(tick)
-        .map_err(|e| Fault::new(format!("cannot start the thread that bounds queries in time: {e}")))
 }
 
 #[cfg(test)]

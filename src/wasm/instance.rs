@@ -175,6 +175,7 @@ impl Instance for WasmInstance {
 
 /// A store and the exports of the instance in it.
 pub(super) struct Live {
+    engine: Engine,
     store: Store<Data>,
     exports: Exported,
     fuel_used: u64,
@@ -202,7 +203,8 @@ impl Live {
         let mut store = Store::new(module.engine().wasmtime(), data);
         store.limiter(|data| &mut data.limiter);
         let engine = module.engine().clone();
-        store.epoch_deadline_callback(move |mut caller| Ok(at_epoch(&engine, caller.data_mut())));
+        let looked_at = engine.clone();
+        store.epoch_deadline_callback(move |mut caller| Ok(at_epoch(&looked_at, caller.data_mut())));
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);
         set_budget(&mut store, Budget { fuel: INSTANTIATION_FUEL, epoch_ticks: NO_DEADLINE });
@@ -220,7 +222,7 @@ impl Live {
                 Ending::Answer(_) | Ending::Refused(_) => Exported::Dead,
             },
         };
-        Ok(Live { store, exports, fuel_used: 0 })
+        Ok(Live { engine, store, exports, fuel_used: 0 })
     }
 
     /// Why no call can succeed, if the component trapped while the instance was made.
@@ -319,7 +321,9 @@ impl Live {
         data.wasi.begin(time_ms, occasion);
         data.frame = Some(frame);
         set_budget(&mut self.store, budget);
+        let under_way = self.engine.call_begins();
         let result = call(&self.exports, &mut self.store);
+        drop(under_way);
         self.fuel_used = budget.fuel - self.store.get_fuel().unwrap_or(0).min(budget.fuel);
         let data = self.store.data_mut();
         frame = data.frame.take().expect("nothing but this function takes the frame out");

@@ -10,6 +10,7 @@
 //! - [`validate`]: what a module must be before anything compiles it
 //! - [`compile`]: compilation, bounded, in a process of its own
 //! - [`module`]: a loaded module; [`instance`]: one instance of it; [`query`]: warm instances for queries
+//! - `ticker`: bounds calls in time
 //! - `bindings`: the types of the contract; `host`: its functions; `wasi`: the small deterministic part of
 //!   WASI; `data`: what an instance's store carries for them
 
@@ -24,6 +25,7 @@ pub mod validate;
 mod bindings;
 mod data;
 mod host;
+mod ticker;
 mod wasi;
 
 #[cfg(test)]
