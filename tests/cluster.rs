@@ -6,6 +6,8 @@ mod diverged;
 mod harness;
 #[path = "cluster/reseeded.rs"]
 mod reseeded;
+#[path = "cluster/stopped.rs"]
+mod stopped;
 
 use std::time::Duration;
 

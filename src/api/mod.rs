@@ -82,7 +82,7 @@ impl Serving {
 
     /// Whether requests should be sent here.
     fn check_ready(&self) -> Result<(), Error> {
-        if *self.stop.borrow() {
+        if *self.stop.borrow() || self.node.is_leaving() {
             return Err(Error::Unavailable("the node is stopping".into()));
         }
         self.node.ready()
@@ -199,6 +199,12 @@ impl Running {
     /// Takes no more requests, waits for those under way, but not longer than configured, and closes
     /// everything.
     pub async fn stop(self) {
+        let stop_wait = self.stop_wait;
+        self.stop_within(stop_wait).await;
+    }
+
+    /// The same with another time for requests under way.
+    pub async fn stop_within(self, patience: Duration) {
         // Without a receiver there is nothing left to stop.
         let _ = self.stop.send(true);
         let aborts: Vec<_> = self.tasks.iter().map(JoinHandle::abort_handle).collect();
@@ -209,8 +215,8 @@ impl Running {
                 }
             }
         };
-        if tokio::time::timeout(self.stop_wait, ended).await.is_err() {
-            let waited_ms = self.stop_wait.as_millis() as u64;
+        if tokio::time::timeout(patience, ended).await.is_err() {
+            let waited_ms = patience.as_millis() as u64;
             tracing::warn!(waited_ms, "requests are still under way; their connections are closed");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
@@ -280,6 +286,7 @@ async fn report_health(reporter: HealthReporter, serving: Arc<Serving>) {
         }
         tokio::select! {
             () = tokio::time::sleep(HEALTH_INTERVAL) => {}
+            () = serving.node.leaves(), if !serving.node.is_leaving() => {}
             () = serving.stopping() => {}
         }
     }

@@ -121,6 +121,30 @@ fn advertised(host: &str, address: &str) -> anyhow::Result<String> {
     Ok(format!("{host}:{port}"))
 }
 
+/// What part of the time of a stop those may use who wait for another node to lead: after that they are told
+/// that they were not done.
+const HELD: (u32, u32) = (3, 4);
+
+/// Stops a node that is well, within `stop_wait`: it hands over what it leads while it still serves, then
+/// clients are sent to other nodes and those under way end, then the node ends. What one step has used of
+/// the time the next ones do not get.
+async fn stop_well(node: &Node, running: Running, stop_wait: Duration) {
+    let begun = Clock::start();
+    let left = |of: Duration| of.saturating_sub(Duration::from_nanos(begun.elapsed_ns()));
+    let held = stop_wait * HELD.0 / HELD.1;
+    node.hand_over_within(left(held)).await;
+    let closing = async {
+        tokio::time::sleep(left(held)).await;
+        node.close_door();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = running.stop_within(left(stop_wait)) => {}
+        () = closing => {}
+    }
+    node.shutdown_within(left(stop_wait)).await;
+}
+
 /// How long clients have to read why a node has failed, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -171,13 +195,7 @@ impl Service {
         };
         let stop = async {
             match &fault {
-                // Requests under way end well first; what they have used of the time, guests do not get.
-                None => {
-                    let begun = Clock::start();
-                    running.stop().await;
-                    let used = Duration::from_nanos(begun.elapsed_ns());
-                    node.shutdown_within(stop_wait.saturating_sub(used)).await;
-                }
+                None => stop_well(&node, running, stop_wait).await,
                 // Requests under way wait for a node that will do nothing more: they are told so at once, and
                 // get to read it. A connection that is closed too soon can take the answer with it.
                 Some(_) => {

@@ -1,8 +1,9 @@
 //! Talks to nodes over the network.
 //!
 //! A [`Client`] knows one or more addresses and uses the first that answers. A request that certainly was not
-//! done, because no connection came about or the node said so, is tried at the next address; a command whose
-//! fate is unknown is not, and ends with [`Error::Unknown`]. Reads are tried again in both cases.
+//! done is tried at the next address: no connection came about, or it ended before the request was sent, or
+//! the node said that it did not take it up, as one that stops does. A command whose fate is unknown is not
+//! tried again, and ends with [`Error::Unknown`]. Reads are tried again in both cases.
 //!
 //! ```
 //! # #[tokio::main]
@@ -48,6 +49,9 @@
 mod members;
 mod stream;
 mod upload;
+
+#[cfg(test)]
+mod fate_tests;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -347,7 +351,13 @@ impl Client {
                     self.nodes.current.store(number, Ordering::Relaxed);
                     return Ok(answer.into_inner());
                 }
-                Err(status) => failures.add(again, status::from_status(&status, &peer.address))?,
+                Err(status) => {
+                    let error = status::from_status(&status, &peer.address);
+                    if gives_no_answer(&error) {
+                        self.nodes.avoid(number);
+                    }
+                    failures.add(again, error)?;
+                }
             }
         }
         Err(failures.end())
@@ -362,9 +372,25 @@ impl Nodes {
         (first..first + count).map(move |number| (number % count, &self.nodes[number % count]))
     }
 
+    /// A node gave no answer: the next request begins with another, or a client would stay for ever with a
+    /// node that is cut off from the others.
+    fn avoid(&self, number: usize) {
+        let next = (number + 1) % self.nodes.len();
+        // Another request may have found a better one meanwhile.
+        let _ = self.current.compare_exchange(number, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     fn current(&self) -> &Peer {
         &self.nodes[self.current.load(Ordering::Relaxed)]
     }
+}
+
+/// Whether an error says that the node cannot be relied on at the moment.
+fn gives_no_answer(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::DeadlineExceeded(_) | Error::Unknown(_) | Error::Unavailable(_) | Error::NotLeader { .. }
+    )
 }
 
 /// Why the nodes tried so far did not do it.

@@ -3,8 +3,10 @@
 //! Promises: nobody is listened to before the greeting is checked; what a node sends on one connection
 //! reaches the host in that order; a newer connection of a node takes the place of its older one. Requests
 //! run as tasks of their own, bounded in number and bytes; one over the bound is refused at once, so that
-//! messages behind it are never held back. Whatever is wrong with what arrives ends that connection, with a
-//! warning that names the node and what it was; nothing else is touched.
+//! messages behind it are never held back. A node that stops says farewell on each link when all requests
+//! that it took up are answered, so that whoever asked knows of the others that they were not done. Whatever
+//! is wrong with what arrives ends that connection, with a warning that names the node and what it was;
+//! nothing else is touched.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::Context;
@@ -45,13 +47,19 @@ pub(super) struct Reception {
 }
 
 impl Reception {
-    /// Takes connections until it is dropped; then all of them end.
+    /// Takes connections until the node leaves, and lets those there are end. All of them end when this is
+    /// dropped.
     pub(super) async fn run(self, listener: TcpListener) {
         let greeting = Arc::new(Semaphore::new(GREETING_MAX));
         let mut connections = JoinSet::new();
+        let mut leaving = self.guests.leaving.subscribe();
         loop {
             while connections.try_join_next().is_some() {}
-            let (stream, address) = match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = leaving.wait_for(|leaving| *leaving) => break,
+            };
+            let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "the system refused a connection of a peer");
@@ -67,6 +75,9 @@ impl Reception {
             };
             connections.spawn(self.clone().receive(stream, address, place));
         }
+        // Whoever tries again is to learn at once that nobody is here.
+        drop(listener);
+        while connections.join_next().await.is_some() {}
     }
 
     /// One connection from its greeting to its end.
@@ -165,6 +176,8 @@ impl Reception {
             node,
             outlet: outlet.clone(),
             desk: Arc::new(Desk { bounds, load: Mutex::default() }),
+            leaving: self.guests.leaving.subscribe(),
+            leaves: Leaves::Not,
             running: JoinSet::new(),
             messages: Vec::new(),
         };
@@ -193,10 +206,24 @@ struct Visit<'a> {
     node: NodeId,
     outlet: Arc<Outlet>,
     desk: Arc<Desk>,
+    /// Whether this node leaves, and what this connection knows of it.
+    leaving: watch::Receiver<bool>,
+    leaves: Leaves,
     /// Requests that run. They end with the connection.
     running: JoinSet<()>,
     /// Read and not handed over yet.
     messages: Vec<(GroupId, PeerMessage)>,
+}
+
+/// How far a connection has come with this node's leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaves {
+    /// This node stays.
+    Not,
+    /// Nothing more is taken up; what was is being answered.
+    Answering,
+    /// Farewell was said; the other closes the connection.
+    Said,
 }
 
 impl Visit<'_> {
@@ -217,10 +244,29 @@ impl Visit<'_> {
             }
             counted = socket.received_bytes;
             while self.running.try_join_next().is_some() {}
-            if let Err(trouble) = socket.fill().await {
-                return trouble;
+            self.say_farewell();
+            tokio::select! {
+                filled = socket.fill() => {
+                    if let Err(trouble) = filled {
+                        return trouble;
+                    }
+                    life.heard();
+                }
+                _ = self.leaving.wait_for(|leaving| *leaving), if self.leaves == Leaves::Not => {
+                    self.leaves = Leaves::Answering;
+                }
+                Some(_) = self.running.join_next(), if self.leaves == Leaves::Answering => {}
             }
-            life.heard();
+        }
+    }
+
+    /// Says farewell when this node leaves and everything is answered. The other then closes the connection,
+    /// so that nothing that is still on its way is lost.
+    fn say_farewell(&mut self) {
+        if self.leaves == Leaves::Answering && self.running.is_empty() {
+            self.leaves = Leaves::Said;
+            // If there is no room or no connection any more, the other learns of the end in another way.
+            let _ = self.outlet.push(Out::Farewell);
         }
     }
 
@@ -258,6 +304,11 @@ impl Visit<'_> {
     /// Has the host work on a request, or refuses it.
     fn take_up(&mut self, ask: AskFrame) {
         let AskFrame { id, request } = ask;
+        if self.leaves != Leaves::Not {
+            // Said again in the farewell, and after that by it alone.
+            answer(&self.outlet, id, Answer::Refused("the node stops".into()));
+            return;
+        }
         if let Err(why) = self.desk.take(request.len()) {
             answer(&self.outlet, id, Answer::Refused(why));
             return;
@@ -332,6 +383,8 @@ impl Drop for Work {
 #[derive(Default)]
 pub(super) struct Guests {
     inside: Mutex<Inside>,
+    /// Whether this node leaves.
+    leaving: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -378,6 +431,17 @@ impl Guests {
         let number = inside.last;
         inside.guests.insert(number, Guest { node, incarnation, is_link, show_out });
         (Stay { guests: self.clone(), number }, shown_out)
+    }
+
+    /// Takes leave of all: nobody comes in any more, nothing more is taken up.
+    pub(super) fn leave(&self) {
+        self.leaving.send_replace(true);
+        self.inside.lock().show_out("this node stops", |guest| !guest.is_link);
+    }
+
+    /// Whether a link is left.
+    pub(super) fn has_links(&self) -> bool {
+        self.inside.lock().guests.values().any(|guest| guest.is_link)
     }
 
     /// Ends the connections that a node has made. It may connect again if it is admitted.

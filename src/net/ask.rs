@@ -6,7 +6,6 @@
 //! that Raft's messages, which share the connection, are never held back.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -162,8 +161,8 @@ impl Asks {
         self.finish(frame.id, result);
     }
 
-    /// The connection ended: those that still wait will never know.
-    pub(super) fn give_up(&self, why: &Arc<str>) {
+    /// The connection ended: those that still wait are told this.
+    pub(super) fn give_up(&self, why: impl Fn() -> AskError) {
         let askers = {
             let mut waiting = self.waiting.lock();
             waiting.bytes = 0;
@@ -171,7 +170,7 @@ impl Asks {
         };
         for (asker, _) in askers.into_values() {
             // The asker may have gone meanwhile.
-            let _ = asker.send(Err(AskError::Unknown(why.to_string())));
+            let _ = asker.send(Err(why()));
         }
     }
 
@@ -214,7 +213,7 @@ mod tests {
         asks.answered(refused(first));
         asks.answered(refused(99));
         assert_eq!(first_answer.try_recv().unwrap(), Err(AskError::Refused("full".into())));
-        asks.give_up(&"cut".into());
+        asks.give_up(|| AskError::Unknown("cut".into()));
         assert_eq!(second_answer.try_recv().unwrap(), Err(AskError::Unknown("cut".into())));
         assert_eq!(asks.len(), 0);
     }

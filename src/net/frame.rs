@@ -45,9 +45,11 @@ pub(super) enum Kind {
     Withheld = 10,
     /// A piece of the file.
     Piece = 11,
+    /// This node goes: requests without an answer by now were not taken up, and none will be.
+    Farewell = 12,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Greeting,
     Kind::Welcome,
     Kind::Refusal,
@@ -59,6 +61,7 @@ const KINDS: [Kind; 11] = [
     Kind::Found,
     Kind::Withheld,
     Kind::Piece,
+    Kind::Farewell,
 ];
 
 /// One frame as it arrived.

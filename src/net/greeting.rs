@@ -18,7 +18,7 @@ use crate::id::NodeId;
 
 /// The version of everything that is said after the greeting. Raised with every change that the version
 /// before would not understand.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// What every connection begins with.
 pub(super) const MAGIC: [u8; 8] = *b"\x8fSHpeer\n";
 /// The largest payload until the welcome.

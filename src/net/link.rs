@@ -175,7 +175,13 @@ impl Link {
                 Ok((socket, welcome)) => {
                     told = None;
                     let trouble = self.converse(socket, welcome).await;
-                    tracing::warn!(node = %self.node, address = self.address, %trouble, "a link has ended");
+                    match trouble {
+                        Trouble::Farewell => tracing::info!(node = %self.node, "the node stops"),
+                        _ => {
+                            tracing::warn!(node = %self.node, address = self.address, %trouble, "a link has \
+                                ended");
+                        }
+                    }
                     let lived_ms = self.context.clock.now().monotonic_ms - began_ms;
                     if lived_ms >= GOOD_AFTER_MS {
                         pauses = Pauses::default();
@@ -336,6 +342,10 @@ fn take_answers(socket: &mut Socket, outlet: &Outlet) -> Result<u64, Trouble> {
         match frame.kind {
             Kind::Answer => outlet.asks.answered(greeting::decode("an answer", frame.payload)?),
             Kind::Beat => {}
+            Kind::Farewell => {
+                outlet.take_leave(&"the node stops".into());
+                return Err(Trouble::Farewell);
+            }
             other => return Err(Trouble::Misplaced(other)),
         }
         frames += 1;

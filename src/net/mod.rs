@@ -71,8 +71,8 @@ use crate::raft::message::PeerMessage;
 use crate::raft::output::PeerOut;
 use crate::time::{self, Clock};
 
-/// How long a stop waits for what was queued to leave.
-const LEAVE_MS: u64 = 200;
+/// How long a stop waits for what was queued to leave, and for others to take note of it.
+const LEAVE_MS: u64 = 500;
 
 /// What the node does with what arrives. Called on tokio's threads: it must not block long.
 pub trait Host: Send + Sync + 'static {
@@ -232,11 +232,14 @@ impl Net {
         }
     }
 
-    /// Lets what is queued leave, as far as it does so soon, and ends all connections. Requests of others
-    /// that still run are dropped. Later messages are dropped, later requests not sent.
+    /// Takes leave of the others: no request is taken up any more, those that run are answered and what is
+    /// queued leaves, as far as that is soon done; whoever asked something that was not taken up knows that.
+    /// Then ends all connections. Requests of others that still run are dropped. Later messages are dropped,
+    /// later requests not sent.
     pub async fn shutdown(&self) {
         let deadline_ms = self.context.clock.now().monotonic_ms + LEAVE_MS;
-        while self.peers.all().iter().any(|link| !link.is_idle())
+        self.guests.leave();
+        while (self.guests.has_links() || self.peers.all().iter().any(|link| !link.is_idle()))
             && self.context.clock.now().monotonic_ms < deadline_ms
         {
             tokio::time::sleep(Duration::from_millis(2)).await;

@@ -7,7 +7,8 @@
 //!
 //! Promises: what is sent leaves in the order in which it was brought; nobody waits; what waits is bounded in
 //! bytes, and what is over the bound is dropped and counted. When the connection ends, requests that were
-//! still queued end as not sent, all others as of unknown fate.
+//! still queued end as not sent, all others as of unknown fate; unless the other said farewell, which means
+//! that it took up none of them.
 //!
 //! Must never count a request as not sent once it was taken out of the queue to be written.
 
@@ -46,9 +47,17 @@ const OUT_BYTES: usize = 128;
 #[derive(Debug)]
 pub(super) enum Out {
     Message(GroupId, PeerMessage),
-    Ask { id: u64, request: Bytes },
-    Answer { id: u64, answer: Answer },
+    Ask {
+        id: u64,
+        request: Bytes,
+    },
+    Answer {
+        id: u64,
+        answer: Answer,
+    },
     Beat,
+    /// Nothing is taken up any more, and all that was is answered.
+    Farewell,
 }
 
 impl Out {
@@ -58,7 +67,7 @@ impl Out {
             Out::Ask { request, .. } => OUT_BYTES + request.len(),
             Out::Answer { answer: Answer::Given(bytes), .. } => OUT_BYTES + bytes.len(),
             Out::Answer { answer: Answer::Refused(text) | Answer::Lost(text), .. } => OUT_BYTES + text.len(),
-            Out::Beat => OUT_BYTES,
+            Out::Beat | Out::Farewell => OUT_BYTES,
         }
     }
 }
@@ -331,14 +340,27 @@ impl Outlet {
         }
     }
 
-    /// Ends it, or gives another reason for its end. Requests in the queue are told that they were not sent,
-    /// those sent before that nobody knows.
+    /// Ends it. Requests in the queue are told that they were not sent, those sent before that nobody knows.
     pub(super) fn close(&self, why: &Arc<str>) {
+        if self.end(why) {
+            self.asks.give_up(|| AskError::Unknown(why.to_string()));
+        }
+    }
+
+    /// Ends it because the other has said farewell: what it has not answered it did not take up.
+    pub(super) fn take_leave(&self, why: &Arc<str>) {
+        if self.end(why) {
+            self.asks.give_up(|| AskError::Refused(why.to_string()));
+        }
+    }
+
+    /// True: nothing is sent from now on. False: that was so before.
+    fn end(&self, why: &Arc<str>) -> bool {
         let queue = {
             let mut state = self.state.lock();
             let before = std::mem::replace(&mut state.phase, Phase::Closed(why.clone()));
             if matches!(before, Phase::Closed(_)) {
-                return;
+                return false;
             }
             (state.queued_bytes, state.left) = (0, None);
             std::mem::take(&mut state.queue)
@@ -348,12 +370,12 @@ impl Outlet {
             match out {
                 Out::Ask { id, .. } => self.asks.finish(id, Err(AskError::NotSent(why.to_string()))),
                 Out::Message(..) => dropped += 1,
-                Out::Answer { .. } | Out::Beat => {}
+                Out::Answer { .. } | Out::Beat | Out::Farewell => {}
             }
         }
         self.traffic.dropped(dropped);
-        self.asks.give_up(why);
         self.pump.notify_one();
+        true
     }
 }
 
@@ -417,12 +439,15 @@ impl Packer<'_> {
                 let answer = Some(self.fitting(answer));
                 self.put_frame(Kind::Answer, &AnswerFrame { id, answer });
             }
-            Out::Beat => {
-                self.end_messages();
-                frame::begin(self.out).end(self.out, Kind::Beat);
-                self.traffic.frame_sent();
-            }
+            Out::Beat => self.put_empty(Kind::Beat),
+            Out::Farewell => self.put_empty(Kind::Farewell),
         }
+    }
+
+    fn put_empty(&mut self, kind: Kind) {
+        self.end_messages();
+        frame::begin(self.out).end(self.out, kind);
+        self.traffic.frame_sent();
     }
 
     fn put_frame(&mut self, kind: Kind, message: &impl prost::Message) {

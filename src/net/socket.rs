@@ -35,6 +35,8 @@ pub(super) enum Trouble {
     OtherProtocol,
     #[error("nothing came for {waited_ms} ms")]
     Quiet { waited_ms: u64 },
+    #[error("the other stops")]
+    Farewell,
     #[error("{0}")]
     Ended(Arc<str>),
 }

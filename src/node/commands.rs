@@ -72,6 +72,7 @@ impl Node {
         request: Bytes,
         consistency: Consistency,
     ) -> Result<Answered, Error> {
+        let _inside = self.enter()?;
         let found = self.find_ready(machine).await?;
         match &found.open {
             Err(Closed::Elsewhere | Closed::Waiting) => {
@@ -185,7 +186,7 @@ impl Node {
         self.inner.stage.metrics.stages.read_point.observe(seconds(clock.elapsed_ns() - begun_ns));
         match told {
             Ok(answer) => answer,
-            Err(_) => Err(self.stopped("the read was not done")),
+            Err(_) => Err(Error::Unavailable(self.stopped("the read was not done"))),
         }
     }
 
@@ -195,14 +196,14 @@ impl Node {
         self.inner.stage.orders.send(Order::Propose { group, operation, waiter: Some(waiter) });
         match told.await {
             Ok(answer) => answer,
-            Err(_) => Err(self.stopped("it is unknown whether the command was applied")),
+            Err(_) => Err(Error::Unknown(self.stopped("it is unknown whether the command was applied"))),
         }
     }
 
-    fn stopped(&self, consequence: &str) -> Error {
+    fn stopped(&self, consequence: &str) -> String {
         match self.inner.stage.failure() {
-            Some(fault) => Error::Unknown(format!("the node failed ({fault}); {consequence}")),
-            None => Error::Unknown(format!("the node is stopping; {consequence}")),
+            Some(fault) => format!("the node failed ({fault}); {consequence}"),
+            None => format!("the node is stopping; {consequence}"),
         }
     }
 

@@ -8,6 +8,7 @@
 //! - `lane`, `applier`, `workers`: from committed entries to outcomes
 //! - `lockstep`: whether a replica still is one; `halt_note`: what is kept of one that is not
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
+//! - `door`: lets requests in, and knows how many are inside
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
@@ -17,6 +18,7 @@ mod applier;
 mod cluster;
 mod commands;
 pub mod config;
+mod door;
 mod halt_note;
 mod history;
 mod keeper;
@@ -51,6 +53,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use self::config::NodeConfig;
+use self::door::{Door, Inside};
 use self::lane::Lane;
 use self::open::{Found, Opened, Threads};
 use self::registry::Registry;
@@ -63,6 +66,7 @@ use crate::error::{Error, Fault};
 use crate::id::{GroupId, NodeId};
 use crate::machine::batch::Operation;
 use crate::storage::directory::Directory;
+use crate::time::Clock;
 
 /// Queries that may use the full budget at the same time: each may take a thread and an instance's memory.
 const LONG_QUERIES_MAX: usize = 8;
@@ -100,6 +104,8 @@ struct Inner {
     /// The tasks that keep this node in step with the catalog, and how they are told to end.
     tasks: Mutex<Vec<JoinHandle<()>>>,
     stopping: watch::Sender<bool>,
+    /// Requests that are under way here, and whether the node is about to stop.
+    door: Door,
     long_queries: Semaphore,
 }
 
@@ -278,18 +284,28 @@ impl Node {
         }
     }
 
-    /// Stops the node: a last checkpoint, and everything closed. Later calls answer that it is stopping. The
-    /// data directory is free when the last copy of the node is dropped.
+    /// Stops the node: what it leads is handed over to other nodes, requests under way end, a last checkpoint
+    /// is made, and everything is closed. Later requests are told that it is stopping and that they were not
+    /// done. The data directory is free when the last copy of the node is dropped.
     ///
-    /// Commands that are in the log are applied first, but guests that take longer than five seconds are
-    /// stopped where they are; the next start applies the rest. [`shutdown_within`](Node::shutdown_within)
-    /// waits longer, or not at all.
+    /// Commands that are in the log are applied first, but what takes longer than five seconds is stopped
+    /// where it is; the next start applies the rest. [`shutdown_within`](Node::shutdown_within) waits longer,
+    /// or not at all.
     pub async fn shutdown(&self) {
         self.shutdown_within(SHUTDOWN_PATIENCE).await;
     }
 
-    /// The same with another time for guests at work.
+    /// The same with another time for requests and guests at work.
     pub async fn shutdown_within(&self, patience: Duration) {
+        let clock = Clock::start();
+        let left = || patience.saturating_sub(Duration::from_nanos(clock.elapsed_ns()));
+        self.hand_over_within(left()).await;
+        self.close_door();
+        if self.inner.stage.failure().is_none() {
+            // Those that are still there when the time is over learn that their fate is unknown.
+            let _ = tokio::time::timeout(left(), self.inner.door.all_gone()).await;
+        }
+        let patience = left();
         self.inner.stopping.send_replace(true);
         let stopped = self.stop_all();
         tokio::pin!(stopped);
@@ -346,6 +362,12 @@ impl Node {
         let report = self.report().await;
         let peers = self.inner.stage.net.as_ref().map(|net| net.counters()).unwrap_or_default();
         self.inner.stage.metrics.text(&report, &peers)
+    }
+
+    /// Lets a request in. A node that has failed says so first.
+    fn enter(&self) -> Result<Inside<'_>, Error> {
+        self.check_alive()?;
+        self.inner.door.enter()
     }
 
     fn check_alive(&self) -> Result<(), Error> {

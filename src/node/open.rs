@@ -15,6 +15,7 @@ use super::applier::{Applier, Behavior, Changed, OnChange};
 use super::cluster::join::Joined;
 use super::cluster::{Courier, Errand, Gate, WaitingRoom, foresee, of_catalog};
 use super::config::NodeConfig;
+use super::door::Door;
 use super::halt_note::HaltNote;
 use super::keeper::{self, KeeperSettings};
 use super::lane::{Lane, Published};
@@ -138,8 +139,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let shelf = Shelf::new(modules, engine, config.compiler(), config.limits.module_bytes_max);
     let mut found = Found::of(logs, opened, &state, &snapshots)?;
 
-    let clock = Clock::start();
-    let orders = Orders::default();
+    let (clock, orders) = (Clock::start(), Orders::default());
     let (ready, ready_receiver) = inbox::new();
     let (courier, errands) = Courier::new();
     let failure = watch::Sender::new(None);
@@ -192,6 +192,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         ready: watch::Sender::new(false),
         tasks: Mutex::default(),
         stopping: watch::Sender::new(false),
+        door: Door::default(),
         long_queries: tokio::sync::Semaphore::new(super::LONG_QUERIES_MAX),
     };
     Ok(Opened { inner, gate, foreseen, errands })

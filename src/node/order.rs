@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use tracing::Span;
 
 use super::cluster::Errand;
+use super::door;
 use super::lane::{Job, Lane, Placed};
 use super::metrics::seconds;
 use super::request::Applied;
@@ -110,6 +111,16 @@ pub enum Order {
     Shard(Input),
 }
 
+impl Order {
+    /// Nobody works it off: it comes after the end.
+    fn refuse(self) {
+        if let Order::Propose { waiter: Some(waiter), .. } | Order::Change { waiter, .. } = self {
+            // Whoever asked may have gone away; those who asked something else learn it from the drop.
+            let _ = waiter.send(Err(door::stopping()));
+        }
+    }
+}
+
 /// Where orders are given. Copies share one shard.
 #[derive(Clone, Default)]
 pub struct Orders {
@@ -130,8 +141,8 @@ struct Queue {
 }
 
 impl Orders {
-    /// Gives an order, and works it off if nobody is at it. After [`end`](Orders::end) it is dropped, and
-    /// with it its waiter, who learns of it that way.
+    /// Gives an order, and works it off if nobody is at it. After [`end`](Orders::end) it is not done, and
+    /// its waiter is told so.
     pub fn send(&self, order: Order) {
         self.send_all([order]);
     }
@@ -140,7 +151,8 @@ impl Orders {
     pub fn send_all(&self, orders: impl IntoIterator<Item = Order>) {
         let mut queue = self.shared.queue.lock();
         if queue.closed {
-            return;
+            drop(queue);
+            return orders.into_iter().for_each(Order::refuse);
         }
         queue.orders.extend(orders);
         drop(queue);
@@ -188,7 +200,7 @@ impl Orders {
             queue.closed = true;
             std::mem::take(&mut queue.orders)
         };
-        drop(dropped);
+        dropped.into_iter().for_each(Order::refuse);
         let desk = self.shared.desk.lock().take();
         if let Some(desk) = desk {
             desk.task(Task::Stop);

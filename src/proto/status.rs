@@ -3,7 +3,9 @@
 //! Every status of ours carries a `google.rpc.ErrorInfo` of the domain `statehouse`: a reason that names the
 //! kind, and in its metadata `applied`: `no` if the request was certainly not carried out, `unknown` if it
 //! may have been. Where waiting helps, a `google.rpc.RetryInfo` says how long. What comes back without an
-//! `ErrorInfo` was not said by a node but by the network or the gRPC library, and then nothing is certain.
+//! `ErrorInfo` was not said by a node but by the network or the gRPC library, and then nothing is certain;
+//! except for requests that did not leave, and those that the other end says it did not look at (RFC 9113,
+//! sections 6.8 and 8.7): they were certainly not done.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -128,6 +130,9 @@ pub fn from_status(status: &Status, endpoint: &str) -> Error {
             "cannot connect to {endpoint}: {refused}; is a node running there?"
         ));
     }
+    if let Some(why) = not_taken_up(status) {
+        return Error::Unavailable(format!("{endpoint} did not take the request up: {why}"));
+    }
     match status.code() {
         // The library's own answers before a request reached the node.
         Code::OutOfRange => Error::TooLarge(message),
@@ -173,6 +178,35 @@ fn connect_error(status: &Status) -> Option<String> {
         cause = error.source();
     }
     None
+}
+
+/// Why the node certainly did not look at the request, if that is what the status is about.
+fn not_taken_up(status: &Status) -> Option<String> {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if let Some(http) = error.downcast_ref::<hyper::Error>()
+            && http.is_canceled()
+        {
+            // The connection ended while the request waited to be sent on it.
+            return Some(chain(status));
+        }
+        if let Some(stream) = error.downcast_ref::<h2::Error>()
+            && is_refusal(stream)
+        {
+            return Some(stream.to_string());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// Whether the other end of an HTTP/2 connection said, by closing one stream or all above a number, that it
+/// did not process the stream; or had said so before the stream was opened.
+fn is_refusal(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    // Streams that a GOAWAY leaves alone end in another way.
+    let beyond = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    error.is_remote() && (refused || beyond)
 }
 
 /// The status's message and the innermost cause, which is usually the one that says something.

@@ -219,3 +219,51 @@ fn requests_that_wait_for_a_link_fail_as_not_sent_when_there_is_none() {
         assert!(host.seen.lock().asked <= unknown, "one that was not sent was done");
     });
 }
+
+#[test]
+fn a_node_that_stops_answers_what_it_took_up_and_the_rest_was_certainly_not_done() {
+    run(async {
+        for _ in 0..20 {
+            let [(_, one), (host, two)] = pair(config(ONE), config(TWO)).await;
+            connected(&one, TWO).await;
+            let asking = (0..50).map(|asker| {
+                let one = &one;
+                async move {
+                    let mut answered = 0;
+                    loop {
+                        match one.ask(TWO, format!("{asker}").into(), DEADLINE).await {
+                            Ok(_) => answered += 1,
+                            Err(why) => {
+                                assert!(!why.perhaps_done(), "{why}");
+                                return answered;
+                            }
+                        }
+                    }
+                }
+            });
+            let stop = async {
+                asked(&host, 500).await;
+                two.shutdown().await;
+            };
+            let (answered, ()) = tokio::join!(futures_util::future::join_all(asking), stop);
+            // None was done of which the asker did not learn.
+            assert_eq!(answered.iter().sum::<usize>(), host.seen.lock().asked);
+        }
+    });
+}
+
+#[test]
+fn a_stop_waits_a_while_for_what_was_taken_up() {
+    run(async {
+        let [(_, one), (host, two)] = pair(config(ONE), config(TWO)).await;
+        connected(&one, TWO).await;
+        let (answer, ()) = tokio::join!(one.ask(TWO, "wait".into(), DEADLINE), async {
+            asked(&host, 1).await;
+            tokio::join!(two.shutdown(), async {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                host.gate.add_permits(1);
+            });
+        });
+        assert_eq!(answer.unwrap(), "1: wait");
+    });
+}

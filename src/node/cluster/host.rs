@@ -90,6 +90,8 @@ impl Node {
     /// Answers another node.
     async fn answer(&self, from: NodeId, question: Question) -> Result<Answer, Error> {
         self.check_alive()?;
+        // It is not done here, and perhaps elsewhere.
+        let _inside = self.inner.door.enter().map_err(|_| Error::NotLeader { leader: None })?;
         match question {
             Question::Propose(Propose { group, operation }) => {
                 let halted =

@@ -70,7 +70,7 @@ pub async fn run(inner: Arc<Inner>) {
 
 impl Node {
     /// The groups that this node leads, with the term.
-    fn led(&self) -> Vec<(Arc<Lane>, u64)> {
+    pub(super) fn led(&self) -> Vec<(Arc<Lane>, u64)> {
         let machines = self.inner.registry.all();
         let lanes = machines.iter().filter_map(|machine| machine.lane().cloned());
         let all = std::iter::once(self.inner.catalog_lane.clone()).chain(lanes);

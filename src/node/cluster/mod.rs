@@ -8,12 +8,14 @@
 //! - `roster`: the nodes, as people see and change them
 //! - `members`: sees to it that groups become what the catalog says; `plan`: the next step to that
 //! - `verify`: compares the replicas of a machine; `reseed`: gives one the leader's state
+//! - `handover`: how a node goes without anybody missing it
 //! - `modules`: the bytes of modules, on a majority before the catalog names them, and from peers
 //! - `courier`: snapshots for replicas that are behind the log
 
 mod contact;
 mod courier;
 mod foreseen;
+mod handover;
 mod host;
 pub(super) mod join;
 mod members;

@@ -12,9 +12,9 @@ use crate::error::Error;
 use crate::id::{GroupId, NodeId};
 use crate::machine::batch::Operation;
 use crate::net::AskError;
-use crate::node::Node;
 use crate::node::metrics::seconds;
 use crate::node::request::{Answered, Applied, Consistency};
+use crate::node::{Node, door};
 use crate::raft::Role;
 use crate::time::Clock;
 use crate::trace::TraceContext;
@@ -42,6 +42,7 @@ impl Node {
         group: GroupId,
         operation: Operation,
     ) -> Result<Applied, Error> {
+        let _inside = self.enter()?;
         if self.inner.stage.net.is_none() {
             return self.propose_here(group, operation).await;
         }
@@ -65,6 +66,9 @@ impl Node {
             }
             if group != GroupId::CATALOG && self.inner.catalog.load().machine_of(group).is_none() {
                 return Err(Error::NotFound("the machine was deleted".into()));
+            }
+            if self.inner.door.is_closed() {
+                return Err(door::stopping());
             }
             let used = Duration::from_nanos(clock.elapsed_ns());
             if used >= patience {
