@@ -21,7 +21,8 @@ use crate::inbox::{self, Receiver, Sender};
 /// How often the foreman looks: a lane can wait for slow ones about twice as long.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How often it looks while the workers have nothing to do: the first lanes after that may wait so much longer.
+/// How often it looks while the workers have nothing to do: the first lanes after that may wait so much
+/// longer.
 const IDLE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Workers that were relieved and have not ended, at most. Each has a stack and one guest's memory.

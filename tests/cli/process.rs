@@ -137,8 +137,14 @@ impl Node {
 
     /// The same with standard error somewhere else.
     pub fn start_telling(command: &mut Command, stderr: Stdio) -> Node {
+        Node::start_noting(command, stderr, |_| {})
+    }
+
+    /// The same; `begun` is told the id of the process before that is ready.
+    pub fn start_noting(command: &mut Command, stderr: Stdio, begun: impl FnOnce(u32)) -> Node {
         let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = piped.spawn().expect("the program starts");
+        begun(child.id());
         let stdout = child.stdout.take().expect("piped");
         let stderr = match child.stderr.take() {
             Some(stderr) => read_all(Some(stderr)),
