@@ -4,6 +4,8 @@
 mod faults;
 #[path = "cli/grpc.rs"]
 mod grpc;
+#[path = "cli/hinted.rs"]
+mod hinted;
 #[path = "cli/killed.rs"]
 mod killed;
 #[path = "cli/process.rs"]

@@ -16,7 +16,7 @@ use crate::node::Node;
 use crate::node::request::{Answered, Applied, Consistency};
 use crate::proto::v1::commands_server::Commands;
 use crate::proto::v1::{self, apply_stream_response, query_stream_response};
-use crate::proto::{convert, status};
+use crate::proto::{LEADER, convert, status};
 use crate::trace::{self, TraceContext};
 
 /// Room for the fields of a request beside its payload when a stream counts bytes.
@@ -119,7 +119,13 @@ impl Commands for CommandsService {
         let (span, within) = trace.map(|trace| trace.request("command", &machine)).unzip();
         let applied = self.serving.node.apply_traced(&machine, command, within).await;
         drop(span);
-        Ok(Response::new(applied.map_err(refused)?.into()))
+        let mut answer = Response::new(applied.map_err(refused)?.into());
+        let leader = self.serving.node.leader_elsewhere(&machine);
+        // An address that is no text of a header is no use to anybody.
+        if let Some(leader) = leader.and_then(|address| address.parse().ok()) {
+            answer.metadata_mut().insert(LEADER, leader);
+        }
+        Ok(answer)
     }
 
     async fn apply_stream(

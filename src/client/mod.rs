@@ -46,6 +46,7 @@
 //! # }
 //! ```
 
+mod leaders;
 mod members;
 mod stream;
 mod upload;
@@ -62,6 +63,7 @@ use bytes::Bytes;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
+use self::leaders::Leaders;
 pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
 use crate::error::Error;
 use crate::id::{Digest, Index};
@@ -71,7 +73,7 @@ use crate::proto::v1::commands_client::CommandsClient;
 use crate::proto::v1::machines_client::MachinesClient;
 use crate::proto::v1::modules_client::ModulesClient;
 use crate::proto::v1::nodes_client::NodesClient;
-use crate::proto::{convert, status, v1};
+use crate::proto::{LEADER, convert, status, v1};
 use crate::trace::{self, TraceContext};
 
 /// How long a connection may take to come about.
@@ -92,6 +94,8 @@ pub struct Client {
     nodes: Arc<Nodes>,
     timeout: Duration,
     trace: Option<TraceContext>,
+    /// None: commands go to the nodes that it was given, whoever leads.
+    leaders: Option<Arc<Leaders>>,
 }
 
 /// The nodes that a client knows.
@@ -141,6 +145,7 @@ impl Client {
             nodes: Arc::new(Nodes { nodes, current: AtomicUsize::new(0) }),
             timeout: TIMEOUT,
             trace: None,
+            leaders: None,
         })
     }
 
@@ -157,6 +162,14 @@ impl Client {
         self
     }
 
+    /// The same client; its commands go straight to the node that leads their machine, once an answer told
+    /// which. That spares them the way through another node. For where the addresses at which the nodes serve
+    /// their clients can be reached from here; one that cannot is left alone, and a node that the client was
+    /// given passes the command on. Commands on streams go to one node, as before.
+    pub fn with_leader_hints(self) -> Client {
+        Client { leaders: Some(Arc::new(Leaders::new())), ..self }
+    }
+
     /// Sends one command to a machine and waits until it is durable and applied.
     ///
     /// # Errors
@@ -166,7 +179,15 @@ impl Client {
         let call = |channel, message: Request<v1::ApplyRequest>| async move {
             CommandsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).apply(message).await
         };
-        self.call(Again::IfNotDone, message, call).await?.try_into()
+        let Some(leaders) = &self.leaders else {
+            return self.call(Again::IfNotDone, message, call).await?.try_into();
+        };
+        let leader = leaders.of(machine);
+        let answer = self.call_first(leader.as_deref(), Again::IfNotDone, message, call).await?;
+        if let Some(address) = answer.metadata().get(LEADER).and_then(|text| text.to_str().ok()) {
+            leaders.told(machine, address);
+        }
+        answer.into_inner().try_into()
     }
 
     /// Asks a machine a question.
@@ -338,29 +359,61 @@ impl Client {
         M: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        self.call_first(None, again, message, call).await.map(Response::into_inner)
+    }
+
+    /// The same; a machine's leader is tried before them.
+    async fn call_first<M, A, F>(
+        &self,
+        leader: Option<&Peer>,
+        again: Again,
+        message: M,
+        call: impl Fn(Channel, Request<M>) -> F,
+    ) -> Result<Response<A>, Error>
+    where
+        M: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
         let mut failures = Failures::default();
-        for (number, peer) in self.nodes.in_turn() {
-            let mut request = Request::new(message.clone());
-            request.set_timeout(self.timeout);
-            if let Some(trace) = self.trace {
-                let text = trace.to_string().parse().expect("a trace context is hexadecimal digits");
-                request.metadata_mut().insert(trace::HEADER, text);
-            }
-            match call(peer.channel.clone(), request).await {
+        let leader = leader.into_iter().map(|peer| (None, peer));
+        let in_turn = self.nodes.in_turn().map(|(number, peer)| (Some(number), peer));
+        for (number, peer) in leader.chain(in_turn) {
+            match call(peer.channel.clone(), self.request(message.clone())).await {
                 Ok(answer) => {
-                    self.nodes.current.store(number, Ordering::Relaxed);
-                    return Ok(answer.into_inner());
+                    if let Some(number) = number {
+                        self.nodes.current.store(number, Ordering::Relaxed);
+                    }
+                    return Ok(answer);
                 }
                 Err(status) => {
                     let error = status::from_status(&status, &peer.address);
                     if gives_no_answer(&error) {
-                        self.nodes.avoid(number);
+                        self.avoid(number, peer);
                     }
                     failures.add(again, error)?;
                 }
             }
         }
         Err(failures.end())
+    }
+
+    fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        if let Some(trace) = self.trace {
+            let text = trace.to_string().parse().expect("a trace context is hexadecimal digits");
+            request.metadata_mut().insert(trace::HEADER, text);
+        }
+        request
+    }
+
+    /// A node gave no answer: one of those that the client was given, or a leader.
+    fn avoid(&self, number: Option<usize>, peer: &Peer) {
+        match (number, &self.leaders) {
+            (Some(number), _) => self.nodes.avoid(number),
+            (None, Some(leaders)) => leaders.leave_alone(&peer.address),
+            (None, None) => {}
+        }
     }
 }
 

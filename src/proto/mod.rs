@@ -13,5 +13,9 @@ pub mod v1 {
     tonic::include_proto!("statehouse.v1");
 }
 
+/// The header of an answer to a single command that was passed on to another node: where clients reach that
+/// node, the machine's leader. A client that knows the address can send it the next commands itself.
+pub const LEADER: &str = "statehouse-leader";
+
 /// The encoded `FileDescriptorSet` of all files of the package, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

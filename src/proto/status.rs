@@ -2,10 +2,11 @@
 //!
 //! Every status of ours carries a `google.rpc.ErrorInfo` of the domain `statehouse`: a reason that names the
 //! kind, and in its metadata `applied`: `no` if the request was certainly not carried out, `unknown` if it
-//! may have been. Where waiting helps, a `google.rpc.RetryInfo` says how long. What comes back without an
-//! `ErrorInfo` was not said by a node but by the network or the gRPC library, and then nothing is certain;
-//! except for requests that did not leave, and those that the other end says it did not look at (RFC 9113,
-//! sections 6.8 and 8.7): they were certainly not done.
+//! may have been; and `leader`, the id of the node that leads, where that is why. Where waiting helps, a
+//! `google.rpc.RetryInfo` says how long. What comes back without an `ErrorInfo` was not said by a node but by
+//! the network or the gRPC library, and then nothing is certain; except for requests that did not leave, and
+//! those that the other end says it did not look at (RFC 9113, sections 6.8 and 8.7): they were certainly not
+//! done.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,11 +16,14 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::v1::Failure;
 use crate::error::{Error, Fault};
+use crate::id::NodeId;
 
 /// The domain of our reasons.
 pub const DOMAIN: &str = "statehouse";
 /// The metadata that tells whether a failed request can have been carried out: `no` or `unknown`.
 pub const APPLIED: &str = "applied";
+/// The metadata that tells which node leads, if that is known.
+const LEADER_NODE: &str = "leader";
 /// How long a client should wait when a node is overloaded or has no leader.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -63,8 +67,16 @@ fn kind(error: &Error) -> Kind {
     }
 }
 
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let mut metadata = HashMap::from([(APPLIED.to_string(), kind(error).applied.to_string())]);
+    if let Error::NotLeader { leader: Some(node) } = error {
+        metadata.insert(LEADER_NODE.to_string(), node.to_string());
+    }
+    metadata
+}
+
 /// The error of a reason that a node sent.
-fn from_reason(reason: &str, message: String) -> Option<Error> {
+fn from_reason(reason: &str, message: String, metadata: &HashMap<String, String>) -> Option<Error> {
     Some(match reason {
         "INVALID" => Error::Invalid(message),
         "NOT_FOUND" => Error::NotFound(message),
@@ -73,7 +85,9 @@ fn from_reason(reason: &str, message: String) -> Option<Error> {
         "FAILED_PRECONDITION" => Error::FailedPrecondition(message),
         "OVERLOADED" => Error::Overloaded(message),
         "UNAVAILABLE" => Error::Unavailable(message),
-        "NOT_LEADER" => Error::NotLeader { leader: None },
+        "NOT_LEADER" => Error::NotLeader {
+            leader: metadata.get(LEADER_NODE).and_then(|node| node.parse().ok()).map(NodeId),
+        },
         "FATE_UNKNOWN" => Error::Unknown(message),
         "DEADLINE_EXCEEDED" => Error::DeadlineExceeded(message),
         "GUEST_FAILED" => Error::Guest(message),
@@ -91,8 +105,7 @@ pub fn reason(error: &Error) -> &'static str {
 /// The status that a client gets for `error`.
 pub fn to_status(error: &Error) -> Status {
     let kind = kind(error);
-    let metadata = HashMap::from([(APPLIED.to_string(), kind.applied.to_string())]);
-    let mut details = ErrorDetails::with_error_info(kind.reason, DOMAIN, metadata);
+    let mut details = ErrorDetails::with_error_info(kind.reason, DOMAIN, metadata(error));
     if kind.retry {
         details.set_retry_info(Some(RETRY_DELAY));
     }
@@ -106,7 +119,7 @@ pub fn to_failure(error: &Error) -> Failure {
         code: kind.code as i32,
         message: error.to_string(),
         reason: kind.reason.to_string(),
-        metadata: HashMap::from([(APPLIED.to_string(), kind.applied.to_string())]),
+        metadata: metadata(error),
     }
 }
 
@@ -114,7 +127,8 @@ pub fn to_failure(error: &Error) -> Failure {
 pub fn from_failure(failure: Failure) -> Error {
     let Failure { code, message, reason, metadata } = failure;
     let certain = metadata.get(APPLIED).is_some_and(|applied| applied == "no");
-    from_reason(&reason, message.clone()).unwrap_or_else(|| from_code(Code::from(code), message, certain))
+    from_reason(&reason, message.clone(), &metadata)
+        .unwrap_or_else(|| from_code(Code::from(code), message, certain))
 }
 
 /// The error that a call to the node at `endpoint` ended with.
@@ -122,7 +136,7 @@ pub fn from_status(status: &Status, endpoint: &str) -> Error {
     let message = status.message().to_string();
     if let Some(info) = status.get_details_error_info().filter(|info| info.domain == DOMAIN) {
         let certain = info.metadata.get(APPLIED).is_some_and(|applied| applied == "no");
-        return from_reason(&info.reason, message.clone())
+        return from_reason(&info.reason, message.clone(), &info.metadata)
             .unwrap_or_else(|| from_code(status.code(), message, certain));
     }
     if let Some(refused) = connect_error(status) {
@@ -236,6 +250,7 @@ mod tests {
             Error::FailedPrecondition(text()),
             Error::Overloaded(text()),
             Error::Unavailable(text()),
+            Error::NotLeader { leader: Some(NodeId(u64::MAX)) },
             Error::Unknown(text()),
             Error::DeadlineExceeded(text()),
             Error::Guest(text()),
@@ -268,7 +283,8 @@ mod tests {
     #[test]
     fn only_passing_troubles_ask_to_be_tried_again() {
         for error in all() {
-            let passing = matches!(error, Error::Overloaded(_) | Error::Unavailable(_));
+            let passing =
+                matches!(error, Error::Overloaded(_) | Error::Unavailable(_) | Error::NotLeader { .. });
             assert_eq!(to_status(&error).get_details_retry_info().is_some(), passing, "{error:?}");
         }
     }

@@ -89,6 +89,15 @@ impl Node {
         }
     }
 
+    /// Where clients reach the node that leads a machine, if that is another one and known here: it saves
+    /// them the way through this node.
+    pub fn leader_elsewhere(&self, machine: &str) -> Option<String> {
+        let machine = self.inner.registry.get(machine)?;
+        let role = machine.lane()?.role().filter(|role| role.role != Role::Leader)?;
+        let catalog = self.inner.catalog.load();
+        Some(catalog.nodes.get(&role.leader?)?.client_address.clone())
+    }
+
     /// The node that leads a group, once one does.
     pub(in crate::node) async fn leader_node(&self, group: GroupId) -> Result<NodeId, Error> {
         let clock = Clock::start();
