@@ -113,6 +113,9 @@ section! {
         /// Linear memory of one instance, at most, in whole 64 KiB pages. Bound to the machines that are
         /// created with it: with another value they are not served. The same on all nodes.
         memory_bytes_max: u64 = 256 << 20, 1 << 20, 4 << 30;
+        /// Instances alive at the same time, of all machines together. Costs address space, 4 GiB each, not
+        /// memory.
+        instances_max: u32 = 4_096, 16, 10_000;
         /// Fuel for each input, about one unit for each instruction, of machines created from now on: each
         /// keeps what it was created with.
         input_fuel: u64 = 1_000_000_000, 1_000_000, 1_000_000_000_000;

@@ -95,6 +95,7 @@ pub fn node_config(
         query_time_ms: guests.query_time_ms,
         memory_bytes_max: usize::try_from(guests.memory_bytes_max)
             .context("guests.memory_bytes_max is more than this computer can address")?,
+        instances_max: guests.instances_max,
         compile_memory_bytes_max: guests.compile_memory_bytes_max,
         compile_seconds_max: guests.compile_seconds_max,
         ..NodeConfig::new(data_dir, name)

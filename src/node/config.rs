@@ -107,6 +107,9 @@ pub struct NodeConfig {
     /// Memory of one instance. Part of the engine's fingerprint: machines that were created with another one
     /// are not served.
     pub memory_bytes_max: usize,
+    /// Instances alive at the same time, of all machines together; a quarter may be kept warm for queries.
+    /// Costs address space, 4 GiB each: where many nodes are in one process, lower it.
+    pub instances_max: u32,
     /// Memory of the process that compiles a module.
     pub compile_memory_bytes_max: u64,
     /// Processor time of the process that compiles a module.
@@ -145,6 +148,7 @@ impl NodeConfig {
             query_fuel: QUERY_FUEL,
             query_time_ms: QUERY_TIME.as_millis() as u64,
             memory_bytes_max: EngineSettings::default().memory_bytes_max,
+            instances_max: EngineSettings::default().instances_max,
             compile_memory_bytes_max: compile.memory_bytes_max,
             compile_seconds_max: compile.seconds_max,
         }
@@ -155,7 +159,11 @@ impl NodeConfig {
     }
 
     pub(super) fn engine_settings(&self) -> EngineSettings {
-        EngineSettings { memory_bytes_max: self.memory_bytes_max, ..EngineSettings::default() }
+        EngineSettings {
+            memory_bytes_max: self.memory_bytes_max,
+            instances_max: self.instances_max,
+            query_instances_max: self.instances_max / 4,
+        }
     }
 
     /// For a machine whose record says `input_fuel`. The rest is this node's own: it changes no outcome.

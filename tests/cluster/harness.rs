@@ -69,6 +69,8 @@ impl Cluster {
             bootstrap: introducer.is_none(),
             join: introducer.map(|node| Join(Arc::new(node))),
             peer: Some(PeerConfig { listen: listen.into(), advertise: None }),
+            // Clusters of several tests share this process's address space.
+            instances_max: 256,
             ..NodeConfig::new(directory.path(), name)
         };
         (self.settings)(&mut config);
