@@ -47,6 +47,8 @@ impl Removal {
     /// Removes what there is of a group that has no lane here.
     pub fn remove_group(&self, group: GroupId) -> Result<(), Fault> {
         self.stage.state.drop_group(group)?;
+        self.stage.snapshots.drop_all_staged(group)?;
+        self.stage.incoming.lock().remove(&group);
         self.stage.snapshots.remove_all(group)
     }
 

@@ -103,6 +103,12 @@ impl Snapshots {
         remove(&self.path_of(group, index, STAGED))
     }
 
+    /// Drops all that is staged of a group.
+    pub fn drop_all_staged(&self, group: GroupId) -> Result<(), Fault> {
+        let staged = self.staged()?.into_iter().filter(|(other, _)| *other == group);
+        staged.into_iter().try_for_each(|(group, index)| self.drop_staged(group, index))
+    }
+
     /// Begins a snapshot that is only made to be sent.
     pub fn create_outgoing(&self, header: &Header) -> Result<SnapshotWriter, Fault> {
         let path = self.path_of(header.group, header.head.index, OUTGOING);

@@ -171,6 +171,19 @@ fn the_latest_is_found_and_older_ones_are_removed() {
 }
 
 #[test]
+fn all_that_is_staged_of_a_group_goes_with_it_and_nothing_of_others() {
+    let place = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(place.path()).unwrap();
+    for (group, index) in [(7, 40), (7, 41), (8, 40)] {
+        let staged = snapshots.path_of(GroupId(group), Index(index), "staged");
+        std::fs::write(staged, b"rows").unwrap();
+    }
+    snapshots.drop_all_staged(GroupId(7)).unwrap();
+    assert_eq!(snapshots.staged().unwrap(), [(GroupId(8), Index(40))]);
+    snapshots.drop_all_staged(GroupId(7)).unwrap();
+}
+
+#[test]
 fn a_renamed_snapshot_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let snapshots = Snapshots::open(place.path()).unwrap();
