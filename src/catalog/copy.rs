@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use prost::Message;
 
@@ -12,13 +13,16 @@ use crate::id::{Digest, GroupId, NodeId};
 use crate::machine::overlay::Write;
 use crate::machine::view::{Direction, Span, Table, View};
 
-/// What a node keeps of the catalog in memory: always as of an applied batch.
+/// What a node keeps of the catalog in memory: always as of an applied batch. Each batch makes a new one out
+/// of the last, so what there are many of is shared.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Catalog {
     /// By digest.
     pub modules: BTreeMap<Digest, ModuleRecord>,
     /// By name.
-    pub machines: BTreeMap<String, MachineRecord>,
+    pub machines: BTreeMap<Arc<str>, Arc<MachineRecord>>,
+    /// The same by group.
+    groups: BTreeMap<GroupId, Arc<MachineRecord>>,
     /// By id.
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Nodes that are not let in any more.
@@ -56,12 +60,13 @@ impl Catalog {
             }
             (rows::MODULES, None) => drop(self.modules.remove(&digest_of(name)?)),
             (rows::MACHINES, Some(value)) => {
-                let record = MachineRecord::decode(value).map_err(|_| damaged())?;
-                self.machines.insert(record.name.clone(), record);
+                self.insert_machine(MachineRecord::decode(value).map_err(|_| damaged())?);
             }
             (rows::MACHINES, None) => {
                 let name = std::str::from_utf8(name).map_err(|_| damaged())?;
-                self.machines.remove(name);
+                if let Some(record) = self.machines.remove(name) {
+                    self.groups.remove(&record.group());
+                }
             }
             (rows::NODES, Some(value)) => {
                 let record = NodeRecord::decode(value).map_err(|_| damaged())?;
@@ -74,9 +79,20 @@ impl Catalog {
         Ok(())
     }
 
+    /// Adds a machine, or puts it in the place of the one of its name.
+    pub fn insert_machine(&mut self, record: MachineRecord) {
+        let record = Arc::new(record);
+        self.groups.insert(record.group(), record.clone());
+        if let Some(before) = self.machines.insert(record.name.as_str().into(), record.clone())
+            && before.group() != record.group()
+        {
+            self.groups.remove(&before.group());
+        }
+    }
+
     /// The machine of a group.
     pub fn machine_of(&self, group: GroupId) -> Option<&MachineRecord> {
-        self.machines.values().find(|record| record.group() == group)
+        self.groups.get(&group).map(AsRef::as_ref)
     }
 
     /// The node of this name.

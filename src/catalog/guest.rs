@@ -58,6 +58,7 @@ impl Instance for CatalogInstance {
 fn change(frame: &mut Frame, context: Context, bytes: &Bytes) -> Result<Bytes, Failure> {
     let command = Command::decode(bytes.clone()).ok().and_then(|command| command.change);
     let store = &mut Store { frame };
+    store.index_once()?;
     match command {
         Some(Change::RegisterModule(record)) => register_module(store, context, record),
         Some(Change::CreateMachine(record)) => machines::create(store, context, record),

@@ -29,7 +29,7 @@ pub(super) fn create(
     record.created_ms = context.time;
     record.ready = false;
     record.replicas.clear();
-    let mut load = Load::of(&store.nodes()?, &store.machines()?);
+    let mut load = Load::of(store)?;
     fill(store, &mut load, &mut record)?;
     if record.replicas.is_empty() {
         return refuse(RefusalCode::UnknownNode, "there is no node to put the machine on: add one first");
@@ -73,7 +73,7 @@ pub(super) fn replica_gone(store: &mut Store, group: u64, replica: u64) -> Resul
     record.replicas.retain(|known| !(known.leaving && known.replica == replica));
     if record.replicas.len() < before {
         // The node it was on may take a new one.
-        let mut load = Load::of(&store.nodes()?, &store.machines()?);
+        let mut load = Load::of(store)?;
         fill(store, &mut load, &mut record)?;
         store.put_machine(&record)?;
     }

@@ -137,9 +137,8 @@ pub(super) fn replica_gone(store: &mut Store, replica: u64) -> Result<Bytes, Fai
 }
 
 fn fill_all(store: &mut Store) -> Result<(), Failure> {
-    let machines = store.machines()?;
-    let mut load = Load::of(&store.nodes()?, &machines);
-    for mut machine in machines {
+    let mut load = Load::of(store)?;
+    for mut machine in store.machines()? {
         if machines::fill(store, &mut load, &mut machine)? {
             store.put_machine(&machine)?;
         }

@@ -2,26 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{MachineRecord, NodeRecord};
+use super::record::MachineRecord;
+use super::store::{Failure, Store};
 
 /// How many replicas each node has that are to stay.
 pub(super) struct Load {
-    by_node: BTreeMap<u64, usize>,
+    by_node: BTreeMap<u64, u64>,
 }
 
 impl Load {
     /// The load of the nodes that take replicas: those that are not leaving.
-    pub(super) fn of(nodes: &[NodeRecord], machines: &[MachineRecord]) -> Load {
-        let staying = nodes.iter().filter(|node| !node.leaving);
-        let mut by_node: BTreeMap<u64, usize> = staying.map(|node| (node.node, 0)).collect();
-        for replica in machines.iter().flat_map(|machine| &machine.replicas) {
-            if !replica.leaving
-                && let Some(count) = by_node.get_mut(&replica.node)
-            {
-                *count += 1;
-            }
-        }
-        Load { by_node }
+    pub(super) fn of(store: &Store) -> Result<Load, Failure> {
+        let staying = store.nodes()?.into_iter().filter(|node| !node.leaving);
+        let counted = staying.map(|node| Ok((node.node, store.replica_count(node.node)?)));
+        Ok(Load { by_node: counted.collect::<Result<_, Failure>>()? })
     }
 
     /// The node for the next replica of `machine`: the one with the fewest, of those that have none of it;

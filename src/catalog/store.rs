@@ -1,5 +1,7 @@
 //! The catalog's rows as records, for the commands that change them.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -42,20 +44,72 @@ impl Store<'_> {
     }
 
     pub(super) fn put_machine(&mut self, record: &MachineRecord) -> Result<(), Failure> {
+        let before = self.machine(&record.name)?;
+        self.count_replicas(before.as_ref(), Some(record))?;
+        if before.is_none() {
+            self.frame
+                .set(rows::key(rows::NAMES, &record.group.to_be_bytes()), record.name.clone().into())?;
+        }
         Ok(self.frame.set(rows::key(rows::MACHINES, record.name.as_bytes()), record.encode_to_vec())?)
     }
 
     pub(super) fn delete_machine(&mut self, record: &MachineRecord) -> Result<(), Failure> {
+        self.count_replicas(Some(record), None)?;
+        self.frame.delete(rows::key(rows::NAMES, &record.group.to_be_bytes()))?;
         Ok(self.frame.delete(rows::key(rows::MACHINES, record.name.as_bytes()))?)
     }
 
-    /// All machines, by name. They are few and change rarely: a scan serves.
+    /// All machines, by name. There may be ten thousand: for changes of nodes only, which are rare.
     pub(super) fn machines(&self) -> Result<Vec<MachineRecord>, Failure> {
         self.all(rows::MACHINES)
     }
 
     pub(super) fn machine_of(&self, group: u64) -> Result<Option<MachineRecord>, Failure> {
-        Ok(self.machines()?.into_iter().find(|record| record.group == group))
+        let Some(name) = self.frame.get(&rows::key(rows::NAMES, &group.to_be_bytes()))? else {
+            return Ok(None);
+        };
+        read(self.frame.get(&rows::key(rows::MACHINES, &name))?)
+    }
+
+    /// How many replicas a node has that are to stay.
+    pub(super) fn replica_count(&self, node: u64) -> Result<u64, Failure> {
+        let row = self.frame.get(&rows::key(rows::REPLICA_COUNTS, &node.to_be_bytes()))?;
+        Ok(row.map_or(Ok(0), |count| count[..].try_into().map(u64::from_be_bytes)).map_err(|_| damaged())?)
+    }
+
+    /// Keeps the counts when a machine's record changes.
+    fn count_replicas(
+        &mut self,
+        before: Option<&MachineRecord>,
+        after: Option<&MachineRecord>,
+    ) -> Result<(), Failure> {
+        let staying = |record: Option<&MachineRecord>| -> BTreeSet<u64> {
+            let replicas = record.into_iter().flat_map(|record| &record.replicas);
+            replicas.filter(|replica| !replica.leaving).map(|replica| replica.node).collect()
+        };
+        let (before, after) = (staying(before), staying(after));
+        for node in before.symmetric_difference(&after) {
+            let count = self.replica_count(*node)?;
+            let count = if after.contains(node) { Some(count + 1) } else { count.checked_sub(1) };
+            let key = rows::key(rows::REPLICA_COUNTS, &node.to_be_bytes());
+            match count.ok_or_else(damaged)? {
+                0 => self.frame.delete(key)?,
+                count => self.frame.set(key, count.to_be_bytes().to_vec())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts and names once what a version before this one has not.
+    pub(super) fn index_once(&mut self) -> Result<(), Failure> {
+        if self.frame.get(rows::INDEXED)?.is_some() {
+            return Ok(());
+        }
+        for record in self.machines()? {
+            self.count_replicas(None, Some(&record))?;
+            self.frame.set(rows::key(rows::NAMES, &record.group.to_be_bytes()), record.name.into())?;
+        }
+        Ok(self.frame.set(rows::INDEXED.to_vec(), vec![1])?)
     }
 
     /// All nodes, by id.
@@ -105,5 +159,9 @@ impl Store<'_> {
 
 fn read<R: Message + Default>(bytes: Option<impl Into<Bytes>>) -> Result<Option<R>, Failure> {
     let record = bytes.map(|bytes| R::decode(bytes.into())).transpose();
-    record.map_err(|_| CallError::Fault(Fault::new("a row of the catalog is damaged")).into())
+    record.map_err(|_| damaged().into())
+}
+
+fn damaged() -> CallError {
+    CallError::Fault(Fault::new("a row of the catalog is damaged"))
 }

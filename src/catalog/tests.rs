@@ -1,17 +1,20 @@
 //! What the catalog's commands do, on the rows and on the node's copy at once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use prost::Message;
 
 use super::record::ReplicaRecord;
 use super::*;
+use crate::error::Fault;
 use crate::id::{GroupId, NodeId};
 use crate::machine::apply;
 use crate::machine::batch::{Batch, Head, Operation};
 use crate::machine::outcome::Outcome;
-use crate::machine::view::MemoryView;
+use crate::machine::view::{Direction, MemoryView, Span, Table, View, Visitor};
 
 /// The catalog's machine over a view in memory, with the node's copy beside it.
 struct Bench {
@@ -48,7 +51,25 @@ impl Bench {
             self.rows.put(write.table, write.key, write.value);
         }
         assert_eq!(Catalog::load(&self.rows).unwrap(), self.copy);
+        self.assert_indexed();
         applied.outcomes[0].clone()
+    }
+
+    /// What is counted and named is what a scan of all machines would find.
+    fn assert_indexed(&self) {
+        let (mut counts, mut names) = (BTreeMap::<u64, u64>::new(), BTreeMap::new());
+        for record in self.copy.machines.values() {
+            let staying = record.replicas.iter().filter(|replica| !replica.leaving);
+            staying.for_each(|replica| *counts.entry(replica.node).or_default() += 1);
+            names.insert(record.group, record.name.clone().into_bytes());
+        }
+        let number = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
+        let rows = |prefix| self.rows.rows().filter(move |(_, key, _)| key[0] == prefix);
+        let counted: BTreeMap<_, _> =
+            rows(rows::REPLICA_COUNTS).map(|(_, key, value)| (number(&key[1..]), number(value))).collect();
+        let named: BTreeMap<_, _> =
+            rows(rows::NAMES).map(|(_, key, value)| (number(&key[1..]), value.to_vec())).collect();
+        assert_eq!((counted, named), (counts, names));
     }
 
     fn change(&mut self, change: Change) -> Outcome {
@@ -112,6 +133,66 @@ fn groups_are_never_used_twice() {
     bench.create("a", 1);
     assert_eq!(bench.copy.machines["a"].group, 2);
     assert_eq!(bench.copy.machine_of(GroupId(2)).unwrap().name, "a");
+}
+
+#[test]
+fn a_catalog_of_an_earlier_version_is_indexed_once() {
+    let mut bench = Bench::of_nodes(4);
+    bench.create("a", 3);
+    bench.create("b", 1);
+    let index = |prefix: u8| [rows::REPLICA_COUNTS, rows::NAMES, rows::INDEXED[0]].contains(&prefix);
+    let keys: Vec<_> = bench.rows.rows().map(|(table, key, _)| (table, key.to_vec())).collect();
+    let keys: Vec<_> = keys.into_iter().filter(|(_, key)| index(key[0])).collect();
+    assert_eq!(keys.len(), 4 + 2 + 1);
+    keys.into_iter().for_each(|(table, key)| bench.rows.put(table, key, None));
+    bench.create("c", 2);
+    assert_eq!(bench.places("c"), [(1, false), (2, false)]);
+}
+
+/// Counts the rows that are looked at.
+struct Counting {
+    rows: MemoryView,
+    seen: AtomicUsize,
+}
+
+impl View for Counting {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        self.seen.fetch_add(1, Ordering::Relaxed);
+        self.rows.get(table, key)
+    }
+
+    fn scan(&self, table: Table, span: Span, direction: Direction, visit: &mut Visitor) -> Result<(), Fault> {
+        self.rows.scan(table, span, direction, &mut |key, value| {
+            self.seen.fetch_add(1, Ordering::Relaxed);
+            visit(key, value)
+        })
+    }
+}
+
+#[test]
+fn one_more_machine_costs_the_same_however_many_there_are() {
+    let mut bench = Bench::of_nodes(3);
+    let seen = |bench: &Bench| {
+        let module = Digest::of(b"m").0.to_vec();
+        let record = MachineRecord { name: "new".into(), module, replicas_wanted: 3, ..Default::default() };
+        let changes = [
+            Change::CreateMachine(record),
+            Change::MachineReady(1),
+            Change::ReplicaGone(ReplicaGone { group: 1, replica: 99 }),
+            Change::RemoveMachine(1),
+        ];
+        let operations = changes.map(|change| Operation::command(change.command())).into();
+        let view = Arc::new(Counting { rows: bench.rows.clone(), seen: AtomicUsize::new(0) });
+        let batch = Batch { time_ms: 5, operations };
+        let applied =
+            apply::stored(&bench.head, bench.head.index.next(), &batch, view.clone(), &mut CatalogGuest);
+        assert!(applied.unwrap().outcomes.iter().all(|outcome| matches!(outcome, Outcome::Ok(_))));
+        view.seen.load(Ordering::Relaxed)
+    };
+    bench.create("m0", 3);
+    let few = seen(&bench);
+    (1..200).for_each(|number| drop(bench.create(&format!("m{number}"), 3)));
+    assert_eq!(seen(&bench), few);
 }
 
 #[test]
@@ -268,7 +349,7 @@ fn a_created_machine_is_told_where_it_is() {
     let mut bench = Bench::of_nodes(3);
     let Outcome::Ok(answer) = bench.create("a", 3) else { panic!("it was refused") };
     let record = MachineRecord::decode(answer).unwrap();
-    assert_eq!(record, bench.copy.machines["a"]);
+    assert_eq!(record, *bench.copy.machines["a"]);
     let replica = record.replica_on(NodeId(2)).unwrap();
     assert_eq!(replica.0, record.replicas[1].replica);
     assert_eq!(record.replica_on(NodeId(9)), None);

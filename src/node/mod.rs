@@ -61,7 +61,7 @@ use self::removal::Removal;
 use self::request::NodeStatus;
 use self::shelf::Shelf;
 use self::stage::Stage;
-use crate::catalog::{CATALOG_MODULE, Catalog, Change};
+use crate::catalog::{CATALOG_MODULE, Catalog, Change, MachineRecord};
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, NodeId};
 use crate::machine::batch::Operation;
@@ -208,7 +208,7 @@ impl Node {
             // Alone, it is this node's to end what it began. In a cluster the leader of the group does.
             let catalog = self.inner.catalog.load_full();
             for record in catalog.machines.values().filter(|record| !record.ready) {
-                self.end_creation(record.clone()).await;
+                self.end_creation(MachineRecord::clone(record)).await;
             }
         }
         Ok(())

@@ -59,7 +59,7 @@ fn forget_strangers(inner: &Inner) -> Result<(), Fault> {
     let catalog = inner.catalog.load();
     let own = inner.id();
     let here = catalog.machines.values().filter(|machine| machine.replica_on(own).is_some());
-    let mut known: BTreeSet<GroupId> = here.map(MachineRecord::group).collect();
+    let mut known: BTreeSet<GroupId> = here.map(|machine| machine.group()).collect();
     known.insert(GroupId::CATALOG);
     let saved = inner.stage.snapshots.list_all()?.into_iter().map(|(group, _)| group);
     let mut strangers = inner.found.lock().strangers(&known);
@@ -75,7 +75,7 @@ fn forget_strangers(inner: &Inner) -> Result<(), Fault> {
 fn reconcile(inner: &Arc<Inner>) -> Result<(), Fault> {
     let catalog = inner.catalog.load_full();
     for machine in &*inner.registry.all() {
-        let record = catalog.machines.get(&machine.record.name);
+        let record = catalog.machines.get(machine.record.name.as_str());
         if record.is_none_or(|record| record.group != machine.record.group) {
             close(inner, machine);
         }

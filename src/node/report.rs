@@ -221,7 +221,7 @@ mod tests {
             ..ReplicaRecord::default()
         });
         let record = MachineRecord { group: 3, replicas: replicas.into(), ..MachineRecord::default() };
-        catalog.machines.insert("m".into(), record);
+        catalog.insert_machine(record);
         let groups =
             [leads(GroupId::CATALOG, 9, &[(2, 9)]), leads(GroupId(3), 100, &[(6, 40), (7, 99), (8, 0)])];
         let told = behind(&catalog, &groups);

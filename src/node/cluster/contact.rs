@@ -22,7 +22,8 @@ pub fn locate_all(inner: &Inner, before: &Catalog, now: &Catalog) {
         orders.push(locate(GroupId::CATALOG, node.replica(), node.node()));
     }
     for machine in now.machines.values() {
-        let known = before.machines.get(&machine.name).is_some_and(|b| b.replicas == machine.replicas);
+        let known =
+            before.machines.get(machine.name.as_str()).is_some_and(|b| b.replicas == machine.replicas);
         if !known && machine.replica_on(inner.id()).is_some() {
             orders.extend(replicas(machine).map(|(replica, node)| locate(machine.group(), replica, node)));
         }
