@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use statehouse::client::Client;
 
@@ -84,5 +85,40 @@ impl Drop for Node {
         // The bench is over, whatever became of the node.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+const NODES: usize = 3;
+
+/// How long a cluster may take to come about.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Three nodes with a kv machine, the first of which leads it.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+}
+
+impl Cluster {
+    pub async fn start(directory: &std::path::Path) -> Cluster {
+        let mut nodes: Vec<Node> = Vec::new();
+        for number in 1..=NODES {
+            let join = nodes.first().map(|first| first.address().to_owned());
+            nodes.push(Node::serve(&directory.join(number.to_string()), number, join.as_deref()));
+        }
+        let cluster = Cluster { nodes };
+        let client = cluster.nodes[0].client();
+        client.create_machine("kv", "builtin:kv", "").await.expect("a machine");
+        let begun = Instant::now();
+        loop {
+            // Refused as long as the node has not caught up.
+            let led = client.transfer_leader(Some("kv"), "bench-1").await;
+            let replica = client.machine("kv").await.expect("it is there").replica;
+            let own = client.status().await.expect("it answers").node;
+            if led.is_ok() && replica.is_some_and(|replica| replica.leader == Some(own)) {
+                return cluster;
+            }
+            assert!(begun.elapsed() < PATIENCE, "the first node does not lead: {led:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
