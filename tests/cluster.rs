@@ -2,6 +2,8 @@
 
 #[path = "cluster/diverged.rs"]
 mod diverged;
+#[path = "cluster/explained.rs"]
+mod explained;
 #[path = "cluster/harness.rs"]
 mod harness;
 #[path = "cluster/reseeded.rs"]

@@ -90,6 +90,15 @@ impl Machines for MachinesService {
         Ok(Response::new(v1::ReseedMachineResponse { applied_index: index.0 }))
     }
 
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainMachineRequest>,
+    ) -> Result<Response<v1::ExplainMachineResponse>, Status> {
+        let v1::ExplainMachineRequest { name, node } = request.into_inner();
+        let explanation = self.serving.node.explain_machine(&name, &node).await.map_err(refused)?;
+        Ok(Response::new(explanation.into()))
+    }
+
     async fn delete(
         &self,
         request: Request<v1::DeleteMachineRequest>,

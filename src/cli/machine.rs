@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{Global, Shown, Usage, module, output, payload};
+use super::{Global, Shown, Usage, explain, module, output, payload};
 use crate::catalog::{REPLICAS_DEFAULT, REPLICAS_MAX};
 use crate::client::Client;
 use crate::error::Error;
@@ -77,6 +77,19 @@ pub enum Machine {
         #[arg(long, value_name = "NODE")]
         node: String,
     },
+    /// Tell why a replica has halted, and where it left the way of the others
+    #[command(
+        after_help = "Names the first index whose effects differ from the leader's, and what differs: an \
+            outcome, a key that was written, an event, the clock. Values are told by their lengths and \
+            digests.\n\nExamples:\n  statehouse machine explain notes --node node-3"
+    )]
+    Explain {
+        /// Its name
+        name: String,
+        /// The name or id of the replica's node
+        #[arg(long, value_name = "NODE")]
+        node: String,
+    },
     /// Delete a machine with its state and history; its module stays
     #[command(after_help = "Examples:\n  statehouse machine delete notes")]
     Delete {
@@ -113,6 +126,11 @@ impl Machine {
                 }
                 Ok(())
             }
+            Machine::Explain { name, node } => explain::show(
+                global,
+                &client.explain_machine(&name, &node).await?,
+                &Names::of(&client).await?,
+            ),
             Machine::Delete { name } => {
                 client.delete_machine(&name).await?;
                 if global.json {
@@ -165,7 +183,7 @@ impl Names {
     }
 
     /// A node's name, or its id if it is gone.
-    fn name(&self, node: NodeId) -> String {
+    pub fn name(&self, node: NodeId) -> String {
         self.0.get(&node).cloned().unwrap_or_else(|| node.to_string())
     }
 }

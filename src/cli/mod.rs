@@ -9,11 +9,13 @@
 //! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `status`: talk to one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
 //! - `payload`, `output`: arguments that stand for bytes; how data is shown; `telemetry`: the log and traces
+//! - `explain`: why a replica halted, for people
 
 mod apply;
 mod compile_module;
 mod completions;
 mod dev;
+mod explain;
 mod kv;
 mod machine;
 mod member;
@@ -312,6 +314,7 @@ mod tests {
             "statehouse machine show NAME",
             "statehouse machine verify NAME",
             "statehouse machine reseed NAME --node N",
+            "statehouse machine explain NAME --node N",
             "statehouse machine delete NAME",
             "statehouse member list",
             "statehouse member promote NAME",

@@ -67,7 +67,7 @@ use self::leaders::Leaders;
 pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
 use crate::error::Error;
 use crate::id::{Digest, Index};
-use crate::node::request::{Answered, Applied, Consistency, MachineInfo, ModuleInfo, Verified};
+use crate::node::request::{Answered, Applied, Consistency, Explanation, MachineInfo, ModuleInfo, Verified};
 pub use crate::proto::convert::RemoteStatus;
 use crate::proto::v1::commands_client::CommandsClient;
 use crate::proto::v1::machines_client::MachinesClient;
@@ -82,6 +82,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an upload may take, which ends with a compilation.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a reseeding may take: a node gives it an hour for the snapshot, and ten minutes to install it.
+const RESEED_TIMEOUT: Duration = Duration::from_secs(4_200);
 /// Bytes of an answer, at most: an answer of a guest or a page of a list fits well within.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// How much of an answer, and of all answers of a connection, may be on its way before it is read.
@@ -155,8 +157,8 @@ impl Client {
         Client { trace: Some(trace), ..self }
     }
 
-    /// The same client with another time limit for each request (30 seconds at first; uploads have their
-    /// own).
+    /// The same client with another time limit for each request (30 seconds at first; uploads and
+    /// reseedings have their own).
     pub fn with_timeout(mut self, timeout: Duration) -> Client {
         self.timeout = timeout;
         self
@@ -285,14 +287,27 @@ impl Client {
     }
 
     /// Gives the replica of a machine on a node, called by its name or id, the leader's state in place of its
-    /// own, and waits until it serves again. Answers up to where it has applied the log then.
+    /// own, and waits until it serves again. Answers up to where it has applied the log then. A large machine
+    /// takes its time: the limit of other requests does not count.
     ///
     /// # Errors
     /// `NotFound`; `FailedPrecondition` if there is no such replica, or it leads, or is the only one.
     pub async fn reseed_machine(&self, name: &str, node: &str) -> Result<Index, Error> {
         let message = v1::ReseedMachineRequest { name: name.into(), node: node.into() };
         let call = |channel, message| async move { MachinesClient::new(channel).reseed(message).await };
-        Ok(Index(self.call(Again::Always, message, call).await?.applied_index))
+        let patient = self.clone().with_timeout(RESEED_TIMEOUT);
+        Ok(Index(patient.call(Again::Always, message, call).await?.applied_index))
+    }
+
+    /// Why the replica of a machine on a node, called by its name or id, has halted, and where it left the
+    /// way of the others.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` if there is no such replica, or it is not halted.
+    pub async fn explain_machine(&self, name: &str, node: &str) -> Result<Explanation, Error> {
+        let message = v1::ExplainMachineRequest { name: name.into(), node: node.into() };
+        let call = |channel, message| async move { MachinesClient::new(channel).explain(message).await };
+        self.call(Again::Always, message, call).await?.try_into()
     }
 
     /// Deletes a machine with its state and history.

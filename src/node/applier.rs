@@ -9,10 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::Span;
 
+use super::cluster::Errand;
 use super::halt_note::HaltNote;
 use super::history::LogHistory;
 use super::lane::{Lane, Placed, Published};
-use super::lockstep::Lockstep;
+use super::lockstep::{Contradiction, Lockstep, Memory};
 use super::order::{Order, Waiter};
 use super::request;
 use super::stage::Stage;
@@ -72,7 +73,7 @@ enum Obstacle {
     NeedsVerdict(u32),
     Halt(String),
     /// The state is not what the leader has.
-    Differs(String),
+    Differs(Contradiction),
 }
 
 impl From<Fault> for Obstacle {
@@ -89,6 +90,7 @@ impl Applier {
         view: Arc<dyn View>,
         behavior: Behavior,
         on_change: Option<OnChange>,
+        memory: Memory,
     ) -> Applier {
         Applier {
             group,
@@ -96,7 +98,7 @@ impl Applier {
             view,
             behavior,
             on_change,
-            lockstep: Lockstep::at(&head),
+            lockstep: Lockstep::at(&head, memory),
             stalled: VecDeque::new(),
             passed_over: Index(0),
         }
@@ -222,7 +224,10 @@ impl Applier {
                 continue;
             }
             match self.apply(lane, &placed.entry, stage) {
-                Ok(Some(applied)) => answer(placed.waiters, &applied),
+                Ok(Some(applied)) => {
+                    answer(placed.waiters, &applied);
+                    self.remember(placed.entry.data, applied, stage);
+                }
                 Ok(None) => self.answer_empty(placed),
                 Err(Obstacle::NeedsVerdict(offset)) => {
                     self.ask_for_verdict(lane, placed.entry.index, offset, stage);
@@ -230,7 +235,7 @@ impl Applier {
                     return;
                 }
                 Err(Obstacle::Halt(why)) => self.stop_at(lane, placed, &why, stage),
-                Err(Obstacle::Differs(why)) => self.differ_at(lane, placed, &why, stage),
+                Err(Obstacle::Differs(found)) => self.differ_at(lane, placed, &found, stage),
             }
         }
     }
@@ -254,14 +259,27 @@ impl Applier {
     }
 
     /// The state is not what the leader has.
-    fn differ_at(&mut self, lane: &Lane, placed: Placed, why: &str, stage: &Stage) {
-        let (group, index) = (self.group, placed.entry.index);
+    fn differ_at(&mut self, lane: &Lane, placed: Placed, found: &Contradiction, stage: &Stage) {
+        let (group, index, why) = (self.group, placed.entry.index, found.why.as_str());
         tracing::error!(%group, %index, why, "the machine halts here until it is reseeded");
         self.passed_over = index;
-        if let Err(fault) = self.halt(lane, &HaltNote::new(why), stage) {
+        if let Err(fault) = self.halt(lane, &HaltNote::differs(found), stage) {
             stage.fail(fault);
         }
+        stage.courier.tell(Errand::Explain(group));
         refuse(placed.waiters, &halted_here(why));
+    }
+
+    /// Keeps what a batch did for a while, so that replicas that differ can tell where it began.
+    fn remember(&mut self, batch: Bytes, applied: Applied, stage: &Stage) {
+        if stage.net.is_some() {
+            self.lockstep.keep(batch, Applied { notes: Vec::new(), ..applied }, stage.machines());
+        }
+    }
+
+    /// What this replica remembers of its way.
+    pub fn lockstep(&self) -> &Lockstep {
+        &self.lockstep
     }
 
     /// `None`: the entry carries no batch and only moves the index.
@@ -343,7 +361,7 @@ impl Applier {
     fn send_beacon(&mut self, lane: &Lane, stage: &Stage) {
         self.lockstep.note(&self.head);
         let leads = stage.net.is_some() && lane.role().is_some_and(|role| role.role == Role::Leader);
-        if leads && let Some(operation) = self.lockstep.due(&self.head) {
+        if leads && let Some(operation) = self.lockstep.due(&self.head, stage.machines()) {
             stage.orders.send(Order::Propose { group: self.group, operation, waiter: None });
         }
     }

@@ -6,7 +6,8 @@
 //! - `order`: steps the shard, for whoever brings something
 //! - [`cluster`]: what makes a node part of a cluster
 //! - `lane`, `applier`, `workers`: from committed entries to outcomes
-//! - `lockstep`: whether a replica still is one; `halt_note`: what is kept of one that is not
+//! - `lockstep`: whether a replica still is one; `halt_note`: what is kept of one that
+//!   is not; `explanation`: where it left the way of the others
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `door`: lets requests in, and knows how many are inside
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
@@ -19,6 +20,7 @@ mod cluster;
 mod commands;
 pub mod config;
 mod door;
+mod explanation;
 mod halt_note;
 mod history;
 mod keeper;

@@ -19,6 +19,7 @@ use super::door::Door;
 use super::halt_note::HaltNote;
 use super::keeper::{self, KeeperSettings};
 use super::lane::{Lane, Published};
+use super::lockstep::Memory;
 use super::metrics::{Metrics, Stages};
 use super::order::{Order, Orders};
 use super::recovery;
@@ -159,6 +160,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         roles: watch::Sender::new(0),
         waiting_room: Arc::new(waiting_room),
         incoming: Mutex::default(),
+        memory: Memory::default(),
         clock,
         metrics,
         unflushed_bytes: AtomicU64::new(0),
@@ -319,7 +321,8 @@ pub fn open_lane(
         view: stage.state.snapshot_view(group),
         at_ms: stage.clock.now().monotonic_ms,
     };
-    let applier = Applier::new(group, head, stage.state.view(group), behavior, on_change);
+    let applier =
+        Applier::new(group, head, stage.state.view(group), behavior, on_change, stage.memory.clone());
     let lane = Arc::new(Lane::new(group, applier, published));
     let mut orders = vec![Order::Attach(lane.clone())];
     let start = GroupStart { group, replica, log, applied: head.index, time_floor: head.time, nodes };

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use prost::Message;
 
+pub use super::explanation::{Difference, Explanation, OperationInfo, Side};
 use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::outcome::{Outcome, Refusal};

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::cluster::{Courier, WaitingRoom};
 use super::lane::{Job, Lane};
+use super::lockstep::Memory;
 use super::metrics::Metrics;
 use super::order::{Order, Orders};
 use crate::error::Fault;
@@ -45,6 +46,8 @@ pub struct Stage {
     pub waiting_room: Arc<WaitingRoom>,
     /// Groups that take in a snapshot, or have one staged.
     pub incoming: Mutex<HashSet<GroupId>>,
+    /// What the last batches of all machines did.
+    pub memory: Memory,
     /// The node's clock.
     pub clock: Clock,
     /// What is counted and timed.
@@ -64,6 +67,11 @@ impl Stage {
     pub fn roles_changed(&self) {
         self.roles.send_modify(|changes| *changes += 1);
         self.waiting_room.call();
+    }
+
+    /// How many machines there are.
+    pub fn machines(&self) -> usize {
+        usize::try_from(self.metrics.machines.get()).unwrap_or(0)
     }
 
     /// Sends words to other nodes.

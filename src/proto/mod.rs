@@ -4,6 +4,7 @@
 //! services, `client` calls them.
 
 pub mod convert;
+mod explain;
 mod members;
 pub mod status;
 

@@ -38,13 +38,15 @@ const RESUMES_MAX: u32 = 25;
 /// How often the shard is asked about a state that it does not know to be applied yet.
 const HEAD_TRIES: u32 = 100;
 
-/// What the shard wants done with snapshots.
+/// What those who must not wait want done.
 #[derive(Debug)]
 pub enum Errand {
     /// Send one.
     Send(SnapshotWanted),
     /// Send one to a replica whose state it is to replace, and tell the waiter how that ended.
     Seed(SnapshotWanted, oneshot::Sender<Result<(), Error>>),
+    /// Find out where a replica that has just halted left the way of the others.
+    Explain(GroupId),
     /// Drop one that was received: nobody has a use for it.
     DropStaged(GroupId, Index),
 }
@@ -94,6 +96,7 @@ pub async fn run(inner: Arc<Inner>, mut errands: mpsc::UnboundedReceiver<Errand>
                     let _ = waiter.send(seeding.make_and_offer(&wanted, true).await.map(drop));
                 });
             }
+            Some(Errand::Explain(group)) => drop(node.spawn(node.clone().explain_halt(group))),
             Some(Errand::DropStaged(group, index)) => {
                 let inner = node.inner.clone();
                 let dropped = tokio::task::spawn_blocking(move || {

@@ -139,6 +139,8 @@ impl Node {
                 self.seed(from, GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))
             }
+            Question::Explain(group) => Ok(Answer::Explained(self.explain_here(GroupId(group)).await?)),
+            Question::Compare(question) => Ok(Answer::Compared(self.compare_here(question).await?)),
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))

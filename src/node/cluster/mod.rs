@@ -7,13 +7,15 @@
 //! - `route`: to the leader, wherever it is; `waiting_room`: what is held while nobody leads
 //! - `roster`: the nodes, as people see and change them
 //! - `members`: sees to it that groups become what the catalog says; `plan`: the next step to that
-//! - `verify`: compares the replicas of a machine; `reseed`: gives one the leader's state
+//! - `verify`: compares the replicas of a machine; `reseed`: gives one the leader's state;
+//!   `explain`: where one left the way of the others
 //! - `handover`: how a node goes without anybody missing it
 //! - `modules`: the bytes of modules, on a majority before the catalog names them, and from peers
 //! - `courier`: snapshots for replicas that are behind the log
 
 mod contact;
 mod courier;
+mod explain;
 mod foreseen;
 mod handover;
 mod host;

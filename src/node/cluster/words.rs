@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::batch::Operation;
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
+use crate::node::explanation::{Effects, Explanation};
 use crate::node::request::{Answered, Applied, Consistency, NodeReport, ReplicaLog};
 use crate::raft::SnapshotHead;
 use crate::storage::entry::Membership;
@@ -16,7 +17,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub question: Option<Question>,
 }
 
@@ -56,6 +57,62 @@ pub enum Question {
     /// Send my replica of a group that you lead your state.
     #[prost(message, tag = "11")]
     Seed(Seed),
+    /// Why has your replica of this group halted?
+    #[prost(uint64, tag = "12")]
+    Explain(u64),
+    /// You lead this group: where do our replicas' ways part?
+    #[prost(message, tag = "13")]
+    Compare(Compare),
+}
+
+/// See [`Question::Compare`].
+#[derive(Clone, PartialEq, Message)]
+pub struct Compare {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The batches that this replica remembers, in order, and the first bytes of the hash after each.
+    #[prost(uint64, repeated, tag = "2")]
+    indexes: Vec<u64>,
+    #[prost(fixed64, repeated, tag = "3")]
+    hashes: Vec<u64>,
+}
+
+impl Compare {
+    /// Of a replica that remembers these.
+    pub fn new(group: GroupId, passed: impl Iterator<Item = (Index, u64)>) -> Compare {
+        let (indexes, hashes) = passed.map(|(index, hash)| (index.0, hash)).unzip();
+        Compare { group: group.0, indexes, hashes }
+    }
+
+    /// What it remembers.
+    pub fn passed(&self) -> impl Iterator<Item = (Index, u64)> {
+        self.indexes.iter().copied().map(Index).zip(self.hashes.iter().copied())
+    }
+}
+
+/// The answer to [`Question::Compare`].
+#[derive(Clone, PartialEq, Message)]
+pub struct Compared {
+    #[prost(uint64, optional, tag = "1")]
+    agreed: Option<u64>,
+    #[prost(uint64, optional, tag = "2")]
+    differed: Option<u64>,
+    /// What the leader's batch at `differed` did, if it remembers.
+    #[prost(message, optional, tag = "3")]
+    pub effects: Option<Effects>,
+}
+
+impl Compared {
+    /// The last index at which both have the same hash, and the first at which they do not.
+    pub fn new(agreed: Option<Index>, differed: Option<Index>, effects: Option<Effects>) -> Compared {
+        Compared { agreed: agreed.map(|index| index.0), differed: differed.map(|index| index.0), effects }
+    }
+
+    /// The last index at which both have the same hash, and the first at which they do not.
+    pub fn parting(&self) -> (Option<Index>, Option<Index>) {
+        (self.agreed.map(Index), self.differed.map(Index))
+    }
 }
 
 /// See [`Question::Seed`].
@@ -237,7 +294,7 @@ impl SnapshotOffer {
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// Which; none: a newer version answers.
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub answer: Option<Answer>,
 }
 
@@ -262,6 +319,12 @@ pub enum Answer {
     /// Where a replica stands in its log.
     #[prost(message, tag = "6")]
     ReplicaLog(ReplicaLog),
+    /// Why a replica halted.
+    #[prost(message, tag = "7")]
+    Explained(Explanation),
+    /// Where two replicas' ways part.
+    #[prost(message, tag = "8")]
+    Compared(Compared),
 }
 
 /// What became of an operation or a query.
