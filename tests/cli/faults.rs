@@ -211,8 +211,9 @@ async fn a_flipped_byte_in_the_state_is_never_an_answer_and_ends_the_node_with_1
             }
         }
     }
-    let error = failed.expect("the flipped byte was not noticed");
-    assert!(error.to_string().contains("state database"), "{error}");
+    let error = failed.expect("the flipped byte was not noticed").to_string();
+    // The node may come upon the damage by itself, and end while it is asked.
+    assert!(error.contains("state database") || error.contains("connection"), "{error}");
     let (code, told) = node.end();
     assert_eq!(code, Some(1), "{told}");
     assert!(told.contains("state database") && told.contains("orruption"), "{told}");
