@@ -6,6 +6,8 @@ mod diverged;
 mod explained;
 #[path = "cluster/harness.rs"]
 mod harness;
+#[path = "cluster/old_copy.rs"]
+mod old_copy;
 #[path = "cluster/reseeded.rs"]
 mod reseeded;
 #[path = "cluster/stopped.rs"]

@@ -25,13 +25,19 @@ pub(super) fn add(store: &mut Store, context: Context, asked: NodeRecord) -> Res
     let nodes = store.nodes()?;
     check_distinct(&nodes, &asked)?;
     let record = match nodes.iter().find(|known| known.node == asked.node) {
-        Some(known) => NodeRecord {
-            replica: known.replica,
-            joined_ms: known.joined_ms,
-            voter: known.voter,
-            leaving: known.leaving,
-            ..asked
-        },
+        Some(known) => {
+            let older = asked.age > known.age;
+            let (age, life) = if older { (asked.age, asked.life) } else { (known.age, known.life) };
+            NodeRecord {
+                replica: known.replica,
+                joined_ms: known.joined_ms,
+                voter: known.voter,
+                leaving: known.leaving,
+                age,
+                life,
+                ..asked
+            }
+        }
         None => {
             let voter = voters(&nodes) < VOTERS_MAX;
             let replica = store.next_id(rows::LAST_REPLICA)?;

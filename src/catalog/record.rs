@@ -110,6 +110,12 @@ pub struct NodeRecord {
     /// The version of the program it last started with.
     #[prost(string, tag = "9")]
     pub version: String,
+    /// How old its data directory was when it last said so; 0 if it never did.
+    #[prost(uint64, tag = "10")]
+    pub age: u64,
+    /// In which life of the node that was.
+    #[prost(fixed64, tag = "11")]
+    pub life: u64,
 }
 
 impl ModuleRecord {

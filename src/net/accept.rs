@@ -19,16 +19,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::Context;
 use super::ask::{Answer, AskFrame, Bounds};
 use super::bulk::Library;
 use super::counters::Traffic;
 use super::frame::{Frame, Kind};
-use super::greeting::{self, Greeting, Objection, PAYLOAD_BYTES_MAX, Purpose};
+use super::greeting::{self, AgeFrame, DataAge, Greeting, Objection, PAYLOAD_BYTES_MAX, Purpose};
 use super::outlet::{Life, NotQueued, Out, Outlet};
 use super::peers::Peers;
 use super::socket::{Socket, Trouble};
 use super::wire;
+use super::{Context, NotAdmitted};
 use crate::id::{GroupId, NodeId};
 use crate::raft::message::PeerMessage;
 
@@ -107,7 +107,11 @@ impl Reception {
             }
             Err(objection) => {
                 self.context.greetings_refused.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(%node, %address, %objection, "a node was turned away");
+                match objection {
+                    // It asks again in a moment.
+                    Objection::Busy(_) => tracing::debug!(%node, %address, %objection, "a node was put off"),
+                    _ => tracing::warn!(%node, %address, %objection, "a node was turned away"),
+                }
                 // If it does not hear why it will ask again.
                 let _ = greeting::refuse(&socket, &self.context.me, &objection, patience).await;
                 return;
@@ -122,7 +126,7 @@ impl Reception {
     /// Whether whoever greets may come in.
     fn examine(&self, greeting: &Greeting) -> Result<Admission, Objection> {
         let purpose = self.context.me.check(greeting)?;
-        self.context.host.admit(NodeId(greeting.from)).map_err(Objection::Removed)?;
+        self.context.host.admit(NodeId(greeting.from), greeting.data_age()).map_err(Objection::from)?;
         match purpose {
             Purpose::Link => Ok(Admission::Link),
             Purpose::Bulk => self.library.desk().map(Admission::Bulk).map_err(Objection::Busy),
@@ -174,6 +178,7 @@ impl Reception {
         let mut visit = Visit {
             reception: self,
             node,
+            age: greeting.data_age(),
             outlet: outlet.clone(),
             desk: Arc::new(Desk { bounds, load: Mutex::default() }),
             leaving: self.guests.leaving.subscribe(),
@@ -204,6 +209,8 @@ enum Admission {
 struct Visit<'a> {
     reception: &'a Reception,
     node: NodeId,
+    /// How old its data was when it came.
+    age: DataAge,
     outlet: Arc<Outlet>,
     desk: Arc<Desk>,
     /// Whether this node leaves, and what this connection knows of it.
@@ -290,9 +297,21 @@ impl Visit<'_> {
                 self.take_up(ask);
             }
             Kind::Beat => {}
+            Kind::Age => {
+                let AgeFrame { age } = greeting::decode("an age", frame.payload)?;
+                self.note_age(DataAge { age, ..self.age })?;
+            }
             other => return Err(Trouble::Misplaced(other)),
         }
         Ok(())
+    }
+
+    /// The node's data has grown older: if it must not stay with it, that ends the connection. It learns why
+    /// when it comes again.
+    fn note_age(&self, age: DataAge) -> Result<(), Trouble> {
+        self.reception.context.host.admit(self.node, age).map_err(|why| match why {
+            NotAdmitted::ForGood(why) | NotAdmitted::ForNow(why) => Trouble::Ended(why.into()),
+        })
     }
 
     fn hand_over(&mut self) {

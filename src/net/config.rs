@@ -11,6 +11,10 @@ pub struct NetConfig {
     pub cluster: u64,
     /// This node.
     pub node: NodeId,
+    /// How old this node's data is; see [`DataAge`](super::DataAge).
+    pub age: u64,
+    /// The life in which it is.
+    pub life: u64,
     /// Where to listen, as `host:port`; with port 0 the system chooses.
     pub listen: String,
     /// Where others find this node, as `host:port`; none: where it listens.
@@ -45,6 +49,8 @@ impl NetConfig {
         NetConfig {
             cluster,
             node,
+            age: 0,
+            life: 0,
             listen: listen.into(),
             advertise: None,
             frame_bytes_max: 32 << 20,

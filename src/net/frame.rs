@@ -47,9 +47,11 @@ pub(super) enum Kind {
     Piece = 11,
     /// This node goes: requests without an answer by now were not taken up, and none will be.
     Farewell = 12,
+    /// How old this node's data is by now.
+    Age = 13,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Greeting,
     Kind::Welcome,
     Kind::Refusal,
@@ -62,6 +64,7 @@ const KINDS: [Kind; 12] = [
     Kind::Withheld,
     Kind::Piece,
     Kind::Farewell,
+    Kind::Age,
 ];
 
 /// One frame as it arrived.

@@ -12,13 +12,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 
+use super::NotAdmitted;
 use super::frame::{self, Kind};
 use super::socket::{Socket, Trouble, write_all};
 use crate::id::NodeId;
 
 /// The version of everything that is said after the greeting. Raised with every change that the version
 /// before would not understand.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// What every connection begins with.
 pub(super) const MAGIC: [u8; 8] = *b"\x8fSHpeer\n";
 /// The largest payload until the welcome.
@@ -55,9 +56,39 @@ pub(super) struct Greeting {
     /// The largest frame that it takes.
     #[prost(uint64, tag = "7")]
     pub(super) frame_bytes_max: u64,
+    /// How old its data directory is.
+    #[prost(uint64, tag = "8")]
+    pub(super) age: u64,
+    /// The name of the life of the node in which it is.
+    #[prost(fixed64, tag = "9")]
+    pub(super) life: u64,
+}
+
+/// How old a node's data is by now.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(super) struct AgeFrame {
+    #[prost(uint64, tag = "1")]
+    pub(super) age: u64,
+}
+
+/// How old the data is with which a node comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataAge {
+    /// Which process it is: another number at each start.
+    pub incarnation: u64,
+    /// Which life of the data it is: another number at each start after one that the cluster heard of.
+    pub life: u64,
+    /// Counted up durably with each life, and while the node runs. Whoever comes with an age that another
+    /// life of it had already comes with an old copy of its data.
+    pub age: u64,
 }
 
 impl Greeting {
+    /// How old the greeting node's data is.
+    pub(super) fn data_age(&self) -> DataAge {
+        DataAge { incarnation: self.incarnation, life: self.life, age: self.age }
+    }
+
     /// The purpose, if it is one of this version.
     pub(super) fn purpose(&self) -> Option<Purpose> {
         [Purpose::Link, Purpose::Bulk].into_iter().find(|&known| known as u32 == self.purpose)
@@ -107,7 +138,7 @@ pub enum Refusal {
     /// Its host does not admit this node any more, in its words.
     #[error("{0}")]
     Removed(String),
-    /// It has too many connections at the moment.
+    /// It starts, or has too many connections at the moment.
     #[error("{0}")]
     Busy(String),
 }
@@ -144,6 +175,9 @@ pub(super) struct Identity {
     /// Drawn at the start of the process.
     pub(super) incarnation: u64,
     pub(super) frame_bytes_max: usize,
+    /// How old its data is, and in which life.
+    pub(super) age: u64,
+    pub(super) life: u64,
 }
 
 /// What is wrong with a greeting.
@@ -163,6 +197,15 @@ pub(super) enum Objection {
     Busy(String),
 }
 
+impl From<NotAdmitted> for Objection {
+    fn from(why: NotAdmitted) -> Objection {
+        match why {
+            NotAdmitted::ForGood(why) => Objection::Removed(why),
+            NotAdmitted::ForNow(why) => Objection::Busy(why),
+        }
+    }
+}
+
 impl Identity {
     /// The greeting to `to`.
     pub(super) fn greeting(&self, to: NodeId, purpose: Purpose) -> Greeting {
@@ -174,6 +217,8 @@ impl Identity {
             incarnation: self.incarnation,
             purpose: purpose as u32,
             frame_bytes_max: self.frame_bytes_max as u64,
+            age: self.age,
+            life: self.life,
         }
     }
 
@@ -294,7 +339,8 @@ pub(super) fn decode<M: Message + Default>(what: &'static str, payload: Bytes) -
 mod tests {
     use super::*;
 
-    const ME: Identity = Identity { cluster: 7, node: NodeId(1), incarnation: 5, frame_bytes_max: 1 << 20 };
+    const ME: Identity =
+        Identity { cluster: 7, node: NodeId(1), incarnation: 5, frame_bytes_max: 1 << 20, age: 1, life: 1 };
     const OTHER: Identity = Identity { cluster: 7, node: NodeId(2), incarnation: 6, ..ME };
 
     #[test]

@@ -33,6 +33,8 @@ use crate::time;
 const PAUSE_MIN_MS: u64 = 50;
 /// The longest pause.
 const PAUSE_MAX_MS: u64 = 1_000;
+/// The longest pause while the node is there and says that it is not ready for this one yet.
+const PAUSE_BUSY_MS: u64 = 200;
 /// A connection that stood for so long was a good one: pauses begin anew.
 const GOOD_AFTER_MS: u64 = 1_000;
 
@@ -99,6 +101,14 @@ impl Link {
     /// Queues messages; they leave with the next `flush`.
     pub(super) fn queue(&self, messages: impl IntoIterator<Item = (GroupId, PeerMessage)>) {
         self.outlet.load().queue(messages);
+    }
+
+    /// Tells the node how old this one's data is. If it cannot be told now, the next greeting tells it.
+    pub(super) fn tell_age(&self, age: u64) {
+        let outlet = self.outlet.load();
+        if !outlet.is_closed() {
+            let _ = outlet.push(Out::Age(age));
+        }
     }
 
     /// Sends what is queued.
@@ -187,7 +197,12 @@ impl Link {
                         pauses = Pauses::default();
                     }
                 }
-                Err(error) => self.not_connected(error, &mut told),
+                Err(error) => {
+                    if matches!(error, NotWelcome::Refused(Refusal::Busy(_))) {
+                        pauses.shorten(PAUSE_BUSY_MS);
+                    }
+                    self.not_connected(error, &mut told);
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(pauses.next()) => {}
@@ -305,7 +320,7 @@ pub(super) async fn connect(
     let connecting = async {
         let stream = TcpStream::connect(address).await.map_err(Trouble::NotConnected)?;
         let mut socket = Socket::new(stream, PAYLOAD_BYTES_MAX)?;
-        let welcome = greeting::greet(&mut socket, &context.me, to, purpose, patience).await?;
+        let welcome = greeting::greet(&mut socket, &context.me(), to, purpose, patience).await?;
         Ok((socket, welcome))
     };
     let waited_ms = context.config.connect_timeout_ms;
@@ -372,6 +387,11 @@ impl Pauses {
         self.next_ms = (pause_ms * 2).min(PAUSE_MAX_MS);
         Duration::from_millis(pause_ms / 2 + time::seed() % (pause_ms / 2 + 1))
     }
+
+    /// The next one is no longer than this.
+    fn shorten(&mut self, pause_max_ms: u64) {
+        self.next_ms = self.next_ms.min(pause_max_ms);
+    }
 }
 
 #[cfg(test)]
@@ -384,6 +404,10 @@ mod tests {
         for limit in [50, 100, 200, 400, 800, 1_000, 1_000] {
             let pause = pauses.next().as_millis() as u64;
             assert!((limit / 2..=limit).contains(&pause), "{pause} of {limit}");
+        }
+        pauses.shorten(200);
+        for limit in [200, 400] {
+            assert!((limit / 2..=limit).contains(&(pauses.next().as_millis() as u64)));
         }
     }
 }

@@ -63,7 +63,7 @@ pub use self::config::NetConfig;
 pub use self::counters::{NetCounters, PeerCounters};
 pub use self::fetch::{Bulk, FetchError};
 use self::greeting::Identity;
-pub use self::greeting::Refusal;
+pub use self::greeting::{DataAge, Refusal};
 use self::peers::Peers;
 use crate::error::Error;
 use crate::id::{GroupId, NodeId};
@@ -86,9 +86,8 @@ pub trait Host: Send + Sync + 'static {
     /// Nothing that a located node sends has arrived for a while. Told once, until it is heard again.
     fn silent(&self, node: NodeId);
 
-    /// Whether a node may connect. An error is for one that must not come back: it is told the text, as
-    /// [`Refusal::Removed`].
-    fn admit(&self, node: NodeId) -> Result<(), String>;
+    /// Whether a node may connect with data of this age, or stay when that has grown.
+    fn admit(&self, node: NodeId, age: DataAge) -> Result<(), NotAdmitted>;
 
     /// A node refused this one's link. Told once, again only for another reason or after it was welcome.
     fn turned_away(&self, by: NodeId, refusal: Refusal);
@@ -97,15 +96,32 @@ pub trait Host: Send + Sync + 'static {
     fn open_bulk(&self, from: NodeId, name: BulkName) -> Result<BulkSource, Error>;
 }
 
+/// Why a node may not connect. It is told the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// It must not come back: told as [`Refusal::Removed`].
+    ForGood(String),
+    /// It may try again soon: told as [`Refusal::Busy`].
+    ForNow(String),
+}
+
 /// What all connections share.
 struct Context {
     config: NetConfig,
     me: Identity,
+    age: AtomicU64,
     host: Arc<dyn Host>,
     clock: Clock,
     runtime: Handle,
     greetings_refused: AtomicU64,
     bulk_received_bytes: AtomicU64,
+}
+
+impl Context {
+    /// Who this node is now.
+    fn me(&self) -> Identity {
+        Identity { age: self.age.load(Ordering::Relaxed), ..self.me }
+    }
 }
 
 /// This node's end of everything between nodes. See the head of this file.
@@ -133,8 +149,11 @@ impl Net {
             node: config.node,
             incarnation: time::seed(),
             frame_bytes_max: config.frame_bytes_max,
+            age: config.age,
+            life: config.life,
         };
         let context = Arc::new(Context {
+            age: AtomicU64::new(config.age),
             config,
             me,
             host,
@@ -166,6 +185,20 @@ impl Net {
             unlocated_dropped: AtomicU64::new(0),
             tasks: Mutex::new(tasks),
         })
+    }
+
+    /// How old this node says its data is.
+    pub fn age(&self) -> DataAge {
+        let Identity { incarnation, life, age, .. } = self.context.me();
+        DataAge { incarnation, life, age }
+    }
+
+    /// Tells the others, and those who connect later, how old this node's data is by now.
+    pub fn grow_older(&self, age: u64) {
+        self.context.age.store(age, Ordering::Relaxed);
+        for link in self.peers.all() {
+            link.tell_age(age);
+        }
     }
 
     /// Where it listens.

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 use super::ask::{Answer, AnswerFrame, AskError, AskFrame, Asks, Bounds, ENVELOPE_BYTES};
 use super::counters::Traffic;
 use super::frame::{self, Kind};
+use super::greeting::AgeFrame;
 use super::socket::Trouble;
 use super::wire;
 use crate::id::GroupId;
@@ -58,6 +59,8 @@ pub(super) enum Out {
     Beat,
     /// Nothing is taken up any more, and all that was is answered.
     Farewell,
+    /// How old this node's data is by now.
+    Age(u64),
 }
 
 impl Out {
@@ -67,7 +70,7 @@ impl Out {
             Out::Ask { request, .. } => OUT_BYTES + request.len(),
             Out::Answer { answer: Answer::Given(bytes), .. } => OUT_BYTES + bytes.len(),
             Out::Answer { answer: Answer::Refused(text) | Answer::Lost(text), .. } => OUT_BYTES + text.len(),
-            Out::Beat | Out::Farewell => OUT_BYTES,
+            Out::Beat | Out::Farewell | Out::Age(_) => OUT_BYTES,
         }
     }
 }
@@ -370,7 +373,7 @@ impl Outlet {
             match out {
                 Out::Ask { id, .. } => self.asks.finish(id, Err(AskError::NotSent(why.to_string()))),
                 Out::Message(..) => dropped += 1,
-                Out::Answer { .. } | Out::Beat | Out::Farewell => {}
+                Out::Answer { .. } | Out::Beat | Out::Farewell | Out::Age(_) => {}
             }
         }
         self.traffic.dropped(dropped);
@@ -441,6 +444,7 @@ impl Packer<'_> {
             }
             Out::Beat => self.put_empty(Kind::Beat),
             Out::Farewell => self.put_empty(Kind::Farewell),
+            Out::Age(age) => self.put_frame(Kind::Age, &AgeFrame { age }),
         }
     }
 

@@ -63,12 +63,16 @@ use self::removal::Removal;
 use self::request::NodeStatus;
 use self::shelf::Shelf;
 use self::stage::Stage;
-use crate::catalog::{CATALOG_MODULE, Catalog, Change, MachineRecord};
+use crate::catalog::{CATALOG_MODULE, Catalog, Change, MachineRecord, NodeRecord};
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, NodeId};
 use crate::machine::batch::Operation;
+use crate::net::Net;
 use crate::storage::directory::Directory;
 use crate::time::Clock;
+
+/// How long a node that starts waits until it tells the catalog again what it could not tell it.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Queries that may use the full budget at the same time: each may take a thread and an instance's memory.
 const LONG_QUERIES_MAX: usize = 8;
@@ -197,6 +201,7 @@ impl Node {
         let mut tasks = vec![tokio::spawn(reconcile::run(self.inner.clone()))];
         if self.inner.stage.net.is_some() {
             tasks.push(tokio::spawn(cluster::look_after_groups(self.inner.clone())));
+            tasks.push(tokio::spawn(self.clone().grow_older()));
         }
         self.inner.tasks.lock().append(&mut tasks);
         let mut ready = self.inner.ready.subscribe();
@@ -236,18 +241,44 @@ impl Node {
         }
     }
 
-    /// Has the catalog know this node as it is now: at its first start, and when it has moved.
+    /// Has the catalog know this node as it is now, and how old its data is, at each start.
     async fn register(&self) -> Result<(), Error> {
-        let own = cluster::join::introduction(&self.inner.config, self.id(), self.inner.stage.net.as_deref());
-        let known = self.inner.catalog.load().nodes.get(&self.id()).cloned();
-        let same = known.is_some_and(|known| {
-            (known.peer_address, known.client_address, known.version)
-                == (own.peer_address.clone(), own.client_address.clone(), own.version.clone())
-        });
-        if !same {
-            self.change_catalog(Change::AddNode(cluster::record(own))).await?;
-        }
+        self.introduce_itself().await?;
+        let inner = self.inner.clone();
+        let noted = tokio::task::spawn_blocking(move || inner.directory.life_is_known()).await;
+        noted.map_err(|e| {
+            Fault::new(format!("noting in the directory that the start is known panicked: {e}"))
+        })??;
         Ok(())
+    }
+
+    async fn introduce_itself(&self) -> Result<(), Error> {
+        let net = self.inner.stage.net.as_deref();
+        let mut own = cluster::record(cluster::join::introduction(&self.inner.config, self.id(), net));
+        if let Some(age) = net.map(Net::age) {
+            (own.age, own.life) = (age.age, age.life);
+        }
+        let known = self.inner.catalog.load().nodes.get(&self.id()).cloned();
+        let told = |node: &NodeRecord| {
+            let addresses = (node.peer_address.clone(), node.client_address.clone());
+            (addresses, node.version.clone(), node.age, node.life)
+        };
+        if known.is_some_and(|known| told(&known) == told(&own)) {
+            return Ok(());
+        }
+        loop {
+            match self.change_catalog(Change::AddNode(own.clone())).await {
+                // Done twice it is as if it was done once. A leader that goes is no reason not to start.
+                Err(why @ (Error::Unavailable(_) | Error::NotLeader { .. } | Error::Unknown(_)))
+                    if !*self.inner.stopping.borrow() =>
+                {
+                    self.check_alive()?;
+                    tracing::info!(%why, "the catalog was not told of this start: again");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                told => return told.map(drop),
+            }
+        }
     }
 
     /// This node's id.

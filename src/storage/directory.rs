@@ -8,6 +8,7 @@
 //! ```text
 //! D/LOCK         held while a process uses the directory; holds its number
 //! D/identity     whose the directory is: one line of JSON, one line with its blake3
+//! D/age          how old the directory is, likewise with a sum (see `age`)
 //! D/log/         the log database            D/state/   the state database
 //! D/modules/     components, by digest       D/modules/compiled/   what was compiled from them
 //! D/snapshots/   snapshots of machines
@@ -129,12 +130,14 @@ pub enum DirectoryError {
         /// What was found in it.
         what: String,
     },
-    /// The identity is not as it was written.
+    /// One of the files that say whose it is and how old is not as it was written.
     #[error(
-        "the file {path}/identity is damaged ({what}): restore it from a backup, or remove the directory and \
+        "the file {path}/{file} is damaged ({what}): restore it from a backup, or remove the directory and \
          let the node catch up from its peers"
     )]
     Damaged {
+        /// The file in it.
+        file: &'static str,
         /// The directory.
         path: String,
         /// What is wrong with it.
@@ -286,7 +289,7 @@ impl Directory {
     }
 }
 
-fn io_error(root: &Path, doing: &'static str) -> impl Fn(io::Error) -> DirectoryError {
+pub(super) fn io_error(root: &Path, doing: &'static str) -> impl Fn(io::Error) -> DirectoryError {
     let path = root.display().to_string();
     move |source| DirectoryError::Io { path: path.clone(), doing, source }
 }
@@ -313,8 +316,11 @@ fn take_lock(root: &Path) -> Result<File, DirectoryError> {
 }
 
 fn read_identity(root: &Path) -> Result<Option<Identity>, DirectoryError> {
-    let damaged =
-        |what: &str| DirectoryError::Damaged { path: root.display().to_string(), what: what.to_owned() };
+    let damaged = |what: &str| DirectoryError::Damaged {
+        file: IDENTITY_FILE,
+        path: root.display().to_string(),
+        what: what.to_owned(),
+    };
     let bytes = match std::fs::read(root.join(IDENTITY_FILE)) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`entry`]: the rows of a log, in the project's own words
 //! - [`directory`]: the data directory: its lock, its identity, where everything is
+//! - [`age`]: how old a data directory is, so that an old copy of it can be told
 //! - [`log`]: the log database and its one writer
 //! - [`state`]: the state database: machines' tables, as views
 //! - [`modules`]: module files and what was compiled from them
@@ -10,6 +11,7 @@
 //! - `db`: the only user of RocksDB; `manifest`: what it cannot be given to read;
 //!   `file`: files that are whole or not there
 
+pub mod age;
 #[cfg(test)]
 mod damage;
 mod db;

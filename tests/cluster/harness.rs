@@ -111,6 +111,23 @@ impl Cluster {
         self.members[number].node = Some(node);
     }
 
+    /// Starts a node that was stopped and is to fail; why it does.
+    pub async fn start_failing(&self, number: usize) -> String {
+        let member = &self.members[number];
+        let config = self.config(&member.directory, &member.name, &member.peer_address);
+        let failing = async {
+            match Node::open(config).await {
+                Err(why) => why.to_string(),
+                Ok(node) => {
+                    let why = node.failed().await.to_string();
+                    node.shutdown().await;
+                    why
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, failing).await.expect("it fails in time")
+    }
+
     pub async fn create_kv(&self, name: &str, replicas: u32) {
         let kv = self.node(0).builtin("kv").await.unwrap();
         self.node(0).create_replicated(name, kv, Bytes::new(), replicas).await.unwrap();

@@ -59,7 +59,8 @@ fn a_removed_node_is_shown_out_and_told_why_when_it_comes_back() {
 
 /// A greeting as another process could send it.
 fn greeting(change: impl FnOnce(&mut Greeting)) -> Vec<u8> {
-    let me = Identity { cluster: CLUSTER, node: ONE, incarnation: 1, frame_bytes_max: 1 << 20 };
+    let me =
+        Identity { cluster: CLUSTER, node: ONE, incarnation: 1, frame_bytes_max: 1 << 20, age: 1, life: 1 };
     let mut greeting = me.greeting(TWO, Purpose::Link);
     change(&mut greeting);
     let mut out = BytesMut::from(&greeting::MAGIC[..]);
@@ -184,5 +185,21 @@ fn an_address_in_use_and_one_for_all_are_told_by_name() {
         assert!(told.contains("0.0.0.0:0") && told.contains("advertise"), "{told}");
         let named = NetConfig { advertise: Some("node-two:7".into()), ..all };
         assert_eq!(start(named).await.unwrap().advertised(), "node-two:7");
+    });
+}
+
+#[test]
+fn a_node_tells_how_old_its_data_is_when_it_comes_and_when_that_grows() {
+    run(async {
+        let [(_, one), (host, _two)] = pair(NetConfig { age: 7, ..config(ONE) }, config(TWO)).await;
+        connected(&one, TWO).await;
+        one.grow_older(8);
+        assert_eq!(one.age().age, 8);
+        let told = host.wait("the ages", |seen| (seen.ages.len() >= 2).then(|| seen.ages.clone())).await;
+        assert_eq!(told[..2], [(ONE, 7), (ONE, 8)]);
+        // Who may not stay with it is not heard any more.
+        host.removed.lock().push(ONE);
+        one.grow_older(9);
+        until("the end of the connection", || (!peer(&one, TWO).connected).then_some(())).await;
     });
 }

@@ -46,6 +46,7 @@ struct Seen {
     silent: Vec<NodeId>,
     turned_away: Vec<(NodeId, Refusal)>,
     asked: usize,
+    ages: Vec<(NodeId, u64)>,
     /// How many messages had come when the last request did.
     messages_before_last_ask: usize,
 }
@@ -123,9 +124,10 @@ impl Host for TestHost {
         self.note(|seen| seen.silent.push(node));
     }
 
-    fn admit(&self, node: NodeId) -> Result<(), String> {
+    fn admit(&self, node: NodeId, age: DataAge) -> Result<(), NotAdmitted> {
+        self.note(|seen| seen.ages.push((node, age.age)));
         match self.removed.lock().contains(&node) {
-            true => Err(format!("node {node} was removed from the cluster")),
+            true => Err(NotAdmitted::ForGood(format!("node {node} was removed from the cluster"))),
             false => Ok(()),
         }
     }

@@ -5,12 +5,13 @@ use std::sync::{Arc, OnceLock, Weak};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use super::age::Ages;
 use super::words::{Answer, At, Propose, Question, Seed, Transfer, encode_reply};
 use crate::catalog::removed;
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId, Index, NodeId, ReplicaId, Revision};
 use crate::machine::outcome::Outcome;
-use crate::net::{BulkName, BulkSource, Host, Refusal};
+use crate::net::{BulkName, BulkSource, DataAge, Host, NotAdmitted, Refusal};
 use crate::node::machine::Machine;
 use crate::node::order::Order;
 use crate::node::request::Applied;
@@ -21,6 +22,7 @@ use crate::raft::{Input, PeerMessage};
 #[derive(Default)]
 pub struct Gate {
     inner: OnceLock<Weak<Inner>>,
+    ages: Ages,
 }
 
 impl Gate {
@@ -60,16 +62,24 @@ impl Host for Gate {
         }
     }
 
-    fn admit(&self, node: NodeId) -> Result<(), String> {
-        match self.node() {
-            Some(own) if own.inner.catalog.load().removed.contains(&node) => Err(removed(node)),
-            _ => Ok(()),
+    fn admit(&self, node: NodeId, age: DataAge) -> Result<(), NotAdmitted> {
+        // Before that nobody is heard, and nobody knows who may come.
+        let own =
+            self.node().ok_or_else(|| NotAdmitted::ForNow("the node is starting or stopping".into()))?;
+        let catalog = own.inner.catalog.load();
+        if catalog.removed.contains(&node) {
+            self.ages.forget(node);
+            return Err(NotAdmitted::ForGood(removed(node)));
         }
+        self.ages.admit(node, age, &catalog)
     }
 
     fn turned_away(&self, by: NodeId, refusal: Refusal) {
         match (refusal, self.node()) {
             (Refusal::Removed(why), Some(own)) => own.inner.stage.fail(Fault::new(why)),
+            (Refusal::Busy(why), _) => {
+                tracing::info!(node = %by, why, "another node is not ready for this one")
+            }
             (refusal, _) => tracing::warn!(node = %by, %refusal, "another node does not let this one in"),
         }
     }

@@ -41,10 +41,19 @@ pub async fn enter(config: &NodeConfig) -> Result<Joined, Error> {
     }
     let identity = directory.identity().cloned().ok_or_else(|| Fault::new("it was just given"))?;
     let gate = Arc::new(Gate::default());
+    let (directory, age) = tokio::task::spawn_blocking(move || {
+        let age = directory.begin_life(time::seed());
+        (directory, age)
+    })
+    .await
+    .map_err(|e| Fault::new(format!("noting the start in the directory panicked: {e}")))?;
+    let (mut directory, age) = (directory, age?);
     let net = match &config.peer {
         Some(peer) => {
             let listen = NetConfig {
                 advertise: peer.advertise.clone(),
+                age: age.count,
+                life: age.life,
                 ..NetConfig::new(identity.cluster, NodeId(identity.node), &peer.listen)
             };
             Some(Arc::new(Net::start(listen, gate.clone()).await?))

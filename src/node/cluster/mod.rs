@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - [`join`]: how a data directory comes to belong to a cluster; `contact`: where the other nodes are
+//! - `age`: whether a node comes with an old copy of its data
 //! - `foreseen`: where those are that only the log knows of
 //! - `host`: what becomes of the words of other nodes; `words`: what nodes ask each other
 //! - `route`: to the leader, wherever it is; `waiting_room`: what is held while nobody leads
@@ -13,6 +14,7 @@
 //! - `modules`: the bytes of modules, on a majority before the catalog names them, and from peers
 //! - `courier`: snapshots for replicas that are behind the log
 
+mod age;
 mod contact;
 mod courier;
 mod explain;
