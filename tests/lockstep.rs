@@ -10,6 +10,8 @@
 
 #[path = "lockstep/chance.rs"]
 mod chance;
+#[path = "lockstep/clocks.rs"]
+mod clocks;
 #[path = "lockstep/cluster.rs"]
 mod cluster;
 #[path = "lockstep/faults.rs"]
@@ -145,6 +147,31 @@ async fn a_read_of_a_copy_behind_a_cut_is_stale_and_caught_and_no_linearizable_r
     cluster.links.heal();
     let found = healed.read_once(&cluster, follower, 0, Consistency::Linearizable).await;
     assert_eq!(found, Some(value));
+}
+
+/// An hour, in seconds.
+const HOUR_S: i64 = 3_600;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_an_hour_apart_harm_nobody() {
+    let _alone = alone().await;
+    let (mut chance, shifts_s) = (Chance::new(3), [0, HOUR_S, -HOUR_S]);
+    let mut cluster = Cluster::start_with_clocks(shifts_s).await;
+    let apart_s = (cluster.began_s(1) - cluster.began_s(2)).rem_euclid(24 * HOUR_S);
+    assert!((apart_s - 2 * HOUR_S).abs() < HOUR_S / 2, "the clocks were not shifted: {apart_s} s");
+    let mut load = Load::start(&cluster, 0..KEYS, &mut chance);
+    // Each leads after each other.
+    for leader in [0, 1, 2, 1, 0, 2, 0] {
+        if cluster.leader().await != leader {
+            faults::transfer(&cluster, leader).await;
+        }
+        go_on(&load, "only the clocks are wrong").await;
+    }
+    Fault::KillLeader.befall(&mut cluster, &mut load, &mut chance).await;
+    load.end().await;
+    cluster.together().await;
+    load.read_everywhere(&cluster).await;
+    load.recorder.check().unwrap_or_else(|why| panic!("{why}"));
 }
 
 /// How long clients may have to wait for a write after the leader was killed, at the default settings.

@@ -14,8 +14,12 @@ use rustix::process::Signal;
 use statehouse::Client;
 use statehouse::error::Error;
 use statehouse::id::{Index, NodeId, StateHash};
+use statehouse::node::request::Consistency;
+use statehouse_kv::Call;
+use statehouse_kv::messages::RangeRequest;
 use tempfile::TempDir;
 
+use super::clocks::Clocks;
 use super::links::Links;
 use super::process::{Node, directory, program};
 use super::process_ids::ProcessIds;
@@ -39,6 +43,8 @@ pub struct Cluster {
     members: Vec<Member>,
     pub links: Links,
     ids: Arc<ProcessIds>,
+    /// None: all nodes have the computer's own.
+    clocks: Option<Clocks>,
     /// Kept for whoever looks for the cause when the test fails.
     directory: Option<TempDir>,
 }
@@ -57,7 +63,17 @@ struct Member {
 impl Cluster {
     /// Three nodes that know each other, with a machine of three replicas.
     pub async fn start() -> Cluster {
+        Cluster::start_in(directory(), None).await
+    }
+
+    /// The same with nodes whose clocks are wrong by so many seconds.
+    pub async fn start_with_clocks(shifts_s: [i64; NODES]) -> Cluster {
         let directory = directory();
+        let clocks = Clocks::shifted(directory.path(), shifts_s);
+        Cluster::start_in(directory, Some(clocks)).await
+    }
+
+    async fn start_in(directory: TempDir, clocks: Option<Clocks>) -> Cluster {
         let cluster = CLUSTERS.fetch_add(1, Ordering::Relaxed);
         let (id, ids) = (std::process::id() as usize, Arc::new(ProcessIds::default()));
         let host = |node| format!("127.{}.{}.{}", 1 + id / 250 % 250, 1 + id % 250, 1 + cluster * 20 + node);
@@ -79,7 +95,7 @@ impl Cluster {
             let advertised = format!("{}:{PEER_PORT}", member.advertised);
             links.open(node, &advertised, listens).await.expect("an address of our own");
         }
-        let mut cluster = Cluster { members, links, ids, directory: Some(directory) };
+        let mut cluster = Cluster { members, links, ids, clocks, directory: Some(directory) };
         for node in 0..NODES {
             cluster.begin(&[node]);
         }
@@ -107,6 +123,11 @@ impl Cluster {
         let created = create.await;
         let done = matches!(created, Ok(_) | Err(Error::AlreadyExists(_) | Error::Unknown(_)));
         assert!(done, "{created:?}");
+        until("the machine serves", async || {
+            let get = RangeRequest { key: b"nothing".to_vec(), ..Default::default() }.to_envelope();
+            client.query(MACHINE, get, Consistency::Linearizable).await.is_ok()
+        })
+        .await;
         self.together().await;
     }
 
@@ -149,6 +170,9 @@ impl Cluster {
     /// Adds to a command that a node is to serve.
     pub fn serve(&self, node: usize, command: &mut Command) {
         let member = &self.members[node];
+        if let Some(clocks) = &self.clocks {
+            clocks.show(node, command);
+        }
         command.args(["serve", "--json", "--name", &member.name, "--advertise", &member.advertised]);
         command.args(["--client", &self.address(node)]);
         command.args(["--peer", &format!("{}:{PEER_PORT}", member.host)]);
@@ -160,6 +184,14 @@ impl Cluster {
             let others: Vec<String> = others.map(|other| self.address(other)).collect();
             command.args(["--join", &others.join(",")]);
         }
+    }
+
+    /// Which second of the day a node's process took it for when it wrote its first line of log.
+    pub fn began_s(&self, node: usize) -> i64 {
+        let told = self.told(node);
+        let stamp = told.split_once(r#""timestamp":""#).expect("it has logged something").1;
+        let part = |from: usize| stamp[from..from + 2].parse::<i64>().expect("a time of day");
+        part(11) * 3_600 + part(14) * 60 + part(17)
     }
 
     /// Where a node listens for clients.

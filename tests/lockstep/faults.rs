@@ -140,7 +140,7 @@ async fn cut(cluster: &Cluster, load: &Load, ways: &[(usize, usize)], chance: &m
     cluster.links.heal();
 }
 
-async fn transfer(cluster: &Cluster, to: usize) {
+pub async fn transfer(cluster: &Cluster, to: usize) {
     let name = cluster.name(to).to_owned();
     cluster.client().transfer_leader(Some(MACHINE), &name).await.expect("the leader can be changed");
     until("the other leads", async || cluster.leader().await == to).await;
