@@ -185,12 +185,23 @@ fn a_replacement_cut_short_is_told_at_every_open_until_it_is_done_again() {
 
 /// What a killed process leaves: the files as they are, without what is only in its memory.
 fn as_after_a_kill(path: &Path) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(path).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    let copied = |copy: &Path| -> std::io::Result<()> {
+        for file in std::fs::read_dir(path)? {
+            let file = file?;
+            std::fs::copy(file.path(), copy.join(file.file_name()))?;
+        }
+        Ok(())
+    };
+    for _ in 0..100 {
+        let copy = tempfile::tempdir().unwrap();
+        match copied(copy.path()) {
+            Ok(()) => return copy,
+            // The database has just removed a file that it needs no more: what was copied may still need it.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => panic!("{e}"),
+        }
     }
-    copy
+    panic!("the files never stay as they are");
 }
 
 #[test]
