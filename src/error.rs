@@ -9,6 +9,10 @@ use std::sync::Arc;
 
 use crate::id::NodeId;
 
+/// What to do about a data directory that is damaged. An old copy of it would be turned away by a cluster.
+pub(crate) const REPAIR: &str = "In a cluster, remove this node (statehouse member remove), empty the \
+    directory and start the node with --join; if it is alone, restore the directory from a backup";
+
 /// This computer failed: the operation was neither done nor refused. Never replicated.
 #[derive(Clone, Debug)]
 pub struct Fault {

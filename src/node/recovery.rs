@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::open::Found;
-use crate::error::Error;
+use crate::error::{Error, REPAIR};
 use crate::id::{GroupId, Index};
 use crate::storage::snapshot::{self, Kind, Snapshots};
 use crate::storage::state::StateDb;
@@ -74,10 +74,7 @@ fn not_whole(group: GroupId, index: Index, why: &Error, found: &mut Found) -> Re
          cannot be done again: {why}"
     );
     if group == GroupId::CATALOG {
-        return Err(Error::Damaged(format!(
-            "the catalog is not whole: {what}. Restore this data directory from a backup, or remove it and \
-             let the node catch up from its peers"
-        )));
+        return Err(Error::Damaged(format!("the catalog is not whole: {what}. {REPAIR}")));
     }
     found.broken.insert(group, what);
     Ok(())

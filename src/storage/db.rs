@@ -16,7 +16,7 @@ use rocksdb::{
 };
 
 use super::manifest;
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, REPAIR};
 use crate::machine::view::{Direction, Visitor};
 
 /// A column family, by name.
@@ -358,10 +358,7 @@ fn check_list(name: &str, path: &Path) -> Result<(), Error> {
 }
 
 fn damaged(what: &str) -> Error {
-    Error::Damaged(format!(
-        "{what}. It is damaged: restore this data directory from a backup, or remove it and let the node \
-         catch up from its peers"
-    ))
+    Error::Damaged(format!("{what}. It is damaged. {REPAIR}"))
 }
 
 fn open_error(name: &str, path: &Path, error: &rocksdb::Error) -> Error {

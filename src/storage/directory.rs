@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::file::{NewFile, make_directory, remove_leftovers, sync_directory};
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, REPAIR};
 use crate::id::NodeId;
 
 /// The format of everything in the directory. Raised when an older version could not read it.
@@ -122,7 +122,7 @@ pub enum DirectoryError {
     /// It holds data, but not whose.
     #[error(
         "the data directory {path} holds data ({what}) but no identity: the file {path}/identity was \
-         removed. Restore it from a backup, or remove the directory and let the node catch up from its peers"
+         removed. {REPAIR}"
     )]
     NoIdentity {
         /// The directory.
@@ -131,10 +131,7 @@ pub enum DirectoryError {
         what: String,
     },
     /// One of the files that say whose it is and how old is not as it was written.
-    #[error(
-        "the file {path}/{file} is damaged ({what}): restore it from a backup, or remove the directory and \
-         let the node catch up from its peers"
-    )]
+    #[error("the file {path}/{file} is damaged ({what}). {REPAIR}")]
     Damaged {
         /// The file in it.
         file: &'static str,

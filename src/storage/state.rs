@@ -20,7 +20,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::db::{Changes, Db, Durability, Family, Pinned, Scan, Sizes};
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, REPAIR};
 use crate::id::{GroupId, Index};
 use crate::machine::batch::Head;
 use crate::machine::view::{Direction, Span, Table, View, Visitor};
@@ -389,11 +389,7 @@ fn read_heads(db: &Db) -> Result<Opened, Error> {
         (Err(fault), _) => fault.to_string(),
         (_, Some(what)) => what,
     };
-    Err(Error::Damaged(format!(
-        "{} is damaged: {damage}. Restore this data directory from a backup, or remove it and let the node \
-         catch up from its peers",
-        db.place()
-    )))
+    Err(Error::Damaged(format!("{} is damaged: {damage}. {REPAIR}", db.place())))
 }
 
 fn take_head(opened: &mut Opened, key: &[u8], value: &[u8]) -> Result<(), String> {

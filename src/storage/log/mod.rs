@@ -25,7 +25,7 @@ use self::mark::{Mark, Reading};
 use self::row::{Key, Own};
 use super::db::{Db, Family, Preview, Scan, Sizes};
 use super::entry::{Entry, GroupLog};
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, REPAIR};
 use crate::id::{GroupId, Index, Term};
 use crate::machine::view::Direction;
 
@@ -236,8 +236,7 @@ fn check_mark(directory: &Path, mark_path: &Path, sizes: Sizes) -> Result<(), Er
     if !directory.join("CURRENT").is_file() {
         return Err(Error::Damaged(format!(
             "the log database in {} is gone: it held {acknowledged} changes that were acknowledged, and only \
-             its mark is left. Restore this data directory from a backup, or remove it and let the node \
-             catch up from its peers",
+             its mark is left. {REPAIR}",
             directory.display()
         )));
     }
@@ -247,8 +246,7 @@ fn check_mark(directory: &Path, mark_path: &Path, sizes: Sizes) -> Result<(), Er
     }
     Err(Error::Damaged(format!(
         "the log database in {} is damaged: it held {acknowledged} changes that were acknowledged, of which \
-         only the first {there} can be read; {}. Restore this data directory from a backup, or remove it and \
-         let the node catch up from its peers. Nothing was changed",
+         only the first {there} can be read; {}. {REPAIR}. Nothing was changed",
         directory.display(),
         first_loss(directory, sizes)?
     )))
@@ -315,11 +313,7 @@ fn read_groups(db: &Db) -> Result<BTreeMap<GroupId, GroupLog>, Error> {
             None => format!("its first row cannot be read ({fault})"),
         },
     };
-    Err(Error::Damaged(format!(
-        "{} is damaged: {damage}. Restore this data directory from a backup, or remove it and let the node \
-         catch up from its peers",
-        db.place()
-    )))
+    Err(Error::Damaged(format!("{} is damaged: {damage}. {REPAIR}", db.place())))
 }
 
 /// What was read so far.

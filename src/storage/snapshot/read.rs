@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::{BLOCK_BYTES, Header, MAGIC, PAYLOAD_BYTES_MAX, ROW_PART_BYTES_MAX, Section};
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, REPAIR};
 use crate::machine::view::Table;
 use crate::storage::state::RowVisitor;
 
@@ -228,10 +228,6 @@ impl Blocks {
     }
 
     fn damaged(&self, what: &str) -> Error {
-        Error::Damaged(format!(
-            "the snapshot file {} is damaged: {what}. Restore it from a backup, or remove this node's data \
-             directory and let the node catch up from its peers",
-            self.path.display()
-        ))
+        Error::Damaged(format!("the snapshot file {} is damaged: {what}. {REPAIR}", self.path.display()))
     }
 }
