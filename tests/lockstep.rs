@@ -316,7 +316,7 @@ async fn a_flipped_byte_keeps_its_node_out_and_the_others_go_on() {
     flip_a_byte(&cluster.data(damaged).join("log"), &value(PUTS / 2));
     let mut serve = program();
     cluster.serve(damaged, &mut serve);
-    run_with(&mut serve, b"").failed(1, &["log database", "damaged", "estore this data directory"]);
+    run_with(&mut serve, b"").failed(1, &["log database", "damaged", "member remove"]);
     fill(&cluster, leader, PUTS).await;
     // What is lost is lost: the node is let go, and its computer joins with an empty directory.
     let client = cluster.client_of(leader);
