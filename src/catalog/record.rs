@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::error::Fault;
+use crate::error::{Fault, REPAIR};
 use crate::id::{Digest, GroupId, NodeId, ReplicaId};
 
 /// A module that every node can have.
@@ -173,7 +173,7 @@ impl NodeRecord {
 }
 
 pub(super) fn digest_of(bytes: &[u8]) -> Result<Digest, Fault> {
-    let damaged = |_| Fault::new("a catalog row is damaged: restore this node from its peers or a backup");
+    let damaged = |_| Fault::new(format!("a catalog row is damaged. {REPAIR}"));
     bytes.try_into().map(Digest).map_err(damaged)
 }
 

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::error::Fault;
+use crate::error::{Fault, REPAIR};
 use crate::id::{Digest, Index, LogTime, Revision, StateHash};
 
 /// One Raft entry of a machine's group. Fixed by the leader, never cut or joined afterwards.
@@ -201,8 +201,7 @@ impl Head {
 
     /// Reads a row. A failure is corruption.
     pub fn decode(bytes: &[u8]) -> Result<Head, Fault> {
-        let damaged =
-            || Fault::new("a machine's head row is damaged: restore this node from its peers or a backup");
+        let damaged = || Fault::new(format!("a machine's head row is damaged. {REPAIR}"));
         let row = HeadRow::decode(bytes).map_err(|_| damaged())?;
         let module = row.module.map(|m| m.try_into().map(Digest).map_err(|_| damaged())).transpose()?;
         Ok(Head {

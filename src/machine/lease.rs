@@ -16,7 +16,7 @@ use prost::Message;
 
 use super::overlay::Overlay;
 use super::view::{Direction, Span, Table, View};
-use crate::error::Fault;
+use crate::error::{Fault, REPAIR};
 
 /// One lease.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -103,7 +103,7 @@ fn read(row: &[u8]) -> Result<Lease, Fault> {
 }
 
 fn damaged() -> Fault {
-    Fault::new("a lease row is damaged: restore this node from its peers or a backup")
+    Fault::new(format!("a lease row is damaged. {REPAIR}"))
 }
 
 fn lease_key(id: u64) -> Vec<u8> {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::outcome::HostCode;
 use super::view::{Direction, Span, Table, View};
-use crate::error::Fault;
+use crate::error::{Fault, REPAIR};
 use crate::id::Index;
 
 /// Inputs of one batch, by offset, with what became of them.
@@ -44,10 +44,7 @@ pub fn read(view: &dyn View, after: Index) -> Result<BTreeMap<Index, Settled>, F
         }
     })?;
     if broken {
-        return Err(Fault::new(
-            "a row of settled inputs is damaged: restore this node from its peers or a \
-            backup",
-        ));
+        return Err(Fault::new(format!("a row of settled inputs is damaged. {REPAIR}")));
     }
     Ok(settled)
 }

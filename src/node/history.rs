@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::error::Fault;
+use crate::error::{Fault, REPAIR};
 use crate::id::{GroupId, Index};
 use crate::machine::batch::Batch;
 use crate::machine::resident::{History, Saved};
@@ -56,8 +56,8 @@ impl History for LogHistory<'_> {
             let entries = self.stage.log_reader.entries(self.group, from, up_to.next(), READ_BYTES_MAX)?;
             let Some(last) = entries.last() else {
                 return Err(Fault::new(format!(
-                    "the log of group {} lacks entry {from}, which its snapshot does not cover: restore this \
-                     node from its peers or a backup",
+                    "the log of group {} lacks entry {from}, which its snapshot does not cover. \
+                     {REPAIR}",
                     self.group
                 )));
             };

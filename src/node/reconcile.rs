@@ -13,7 +13,7 @@ use super::order::Order;
 use super::request::World;
 use super::{Inner, Node, cluster};
 use crate::catalog::{MachineRecord, removed};
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, REPAIR};
 use crate::id::{Digest, GroupId, Index, ReplicaId};
 use crate::machine::resident::Resident;
 use crate::raft::Input;
@@ -148,8 +148,7 @@ fn open_parts(
 ) -> Result<Parts, Error> {
     if let Some(why) = inner.found.lock().broken(record.group()) {
         return Err(Error::Damaged(format!(
-            "the machine {:?} is not whole on this node: {why}. Restore this data directory from a backup, \
-             or delete the machine",
+            "the machine {:?} is not whole on this node: {why}. {REPAIR}; or delete the machine",
             record.name
         )));
     }

@@ -5,6 +5,7 @@
 
 use raft::eraftpb;
 
+use crate::error::REPAIR;
 use crate::id::{Index, Term};
 use crate::raft::input::GroupStart;
 use crate::storage::entry::{Entry, EntryKind, HardState};
@@ -17,16 +18,12 @@ pub(super) fn check(start: &GroupStart) -> Result<HardState, String> {
         return Err("a replica's id cannot be 0".to_owned());
     }
     if log.membership.1.voters.is_empty() {
-        return Err(
-            "the log holds no membership for the group: restore this node from its peers or a backup"
-                .to_owned(),
-        );
+        return Err(format!("the log holds no membership for the group. {REPAIR}"));
     }
     let last = check_entries(start)?;
     if start.applied < log.start.0 {
         return Err(format!(
-            "the state is at index {}, but the log begins after {}: what is between is lost; \
-             restore this node from its peers or a backup",
+            "the state is at index {}, but the log begins after {}: what is between is lost. {REPAIR}",
             start.applied, log.start.0
         ));
     }
@@ -38,8 +35,7 @@ pub(super) fn check(start: &GroupStart) -> Result<HardState, String> {
     let known = log.hard_state.commit.max(start.applied).max(in_force);
     if known > last.0 {
         return Err(format!(
-            "entries up to {known} were committed, but the log ends at {}: its end is lost; \
-             restore this node from its peers or a backup",
+            "entries up to {known} were committed, but the log ends at {}: its end is lost. {REPAIR}",
             last.0
         ));
     }

@@ -5,17 +5,15 @@
 //! a directory that is as it was; a start that the cluster did not hear of does not make the directory older,
 //! so that an old copy that is started again and again never overtakes what the cluster remembers.
 
-use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, DirectoryError, io_error};
-use super::file::NewFile;
+use super::sealed;
 
 /// The file's name in the directory.
 const AGE_FILE: &str = "age";
-const SUM_PREFIX: &str = "blake3 ";
 
 /// How old a directory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,11 +63,7 @@ impl Directory {
     }
 
     fn keep(&self, age: Age) -> Result<Age, DirectoryError> {
-        let write = || {
-            let mut file = NewFile::create(self.root(), AGE_FILE)?;
-            file.write_all(text(age)?.as_bytes())?;
-            file.keep(&self.root().join(AGE_FILE))
-        };
+        let write = || sealed::write(self.root(), AGE_FILE, &serde_json::to_string(&age)?);
         write().map_err(io_error(self.root(), "writing its age"))?;
         Ok(age)
     }
@@ -77,24 +71,9 @@ impl Directory {
 
 /// None: the directory is new.
 fn read(root: &Path) -> Result<Option<Age>, DirectoryError> {
-    let damaged =
-        |what: String| DirectoryError::Damaged { file: AGE_FILE, path: root.display().to_string(), what };
-    let bytes = match std::fs::read(root.join(AGE_FILE)) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error(root, "reading its age")(error)),
-    };
-    let age = std::str::from_utf8(&bytes).ok().and_then(|text| text.lines().next());
-    let age = age.and_then(|line| serde_json::from_str::<Age>(line).ok());
-    match age {
-        Some(age) if text(age).is_ok_and(|text| text.as_bytes() == bytes) => Ok(Some(age)),
-        _ => Err(damaged(format!("it holds {:?}", String::from_utf8_lossy(&bytes)))),
-    }
-}
-
-fn text(age: Age) -> io::Result<String> {
-    let line = serde_json::to_string(&age)?;
-    Ok(format!("{line}\n{SUM_PREFIX}{}\n", blake3::hash(line.as_bytes()).to_hex()))
+    let Some(line) = sealed::read(root, AGE_FILE, "reading its age")? else { return Ok(None) };
+    let age = serde_json::from_str(&line);
+    age.map(Some).map_err(|_| sealed::damaged(root, AGE_FILE, "a part of it is missing"))
 }
 
 #[cfg(test)]

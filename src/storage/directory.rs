@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{NewFile, make_directory, remove_leftovers, sync_directory};
+use super::file::{make_directory, remove_leftovers, sync_directory};
+use super::sealed;
 use crate::error::{Error, Fault, REPAIR};
 use crate::id::NodeId;
 
@@ -33,7 +34,6 @@ const FORMAT_MIN: u32 = 2;
 
 const IDENTITY_FILE: &str = "identity";
 const LOCK_FILE: &str = "LOCK";
-const SUM_PREFIX: &str = "blake3 ";
 
 /// Whose a data directory is. Written once, when the node first starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,23 +313,9 @@ fn take_lock(root: &Path) -> Result<File, DirectoryError> {
 }
 
 fn read_identity(root: &Path) -> Result<Option<Identity>, DirectoryError> {
-    let damaged = |what: &str| DirectoryError::Damaged {
-        file: IDENTITY_FILE,
-        path: root.display().to_string(),
-        what: what.to_owned(),
-    };
-    let bytes = match std::fs::read(root.join(IDENTITY_FILE)) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_error(root, "reading its identity")(e)),
-    };
-    let text = String::from_utf8(bytes).map_err(|_| damaged("it is not text"))?;
-    let (line, sum) = text.split_once('\n').ok_or_else(|| damaged("it is cut short"))?;
-    let expected = format!("{SUM_PREFIX}{}\n", blake3::hash(line.as_bytes()).to_hex());
-    if sum != expected {
-        return Err(damaged("its checksum does not match"));
-    }
-    let FormatOnly { format } = serde_json::from_str(line).map_err(|_| damaged("it has no format"))?;
+    let Some(line) = sealed::read(root, IDENTITY_FILE, "reading its identity")? else { return Ok(None) };
+    let damaged = |what| sealed::damaged(root, IDENTITY_FILE, what);
+    let FormatOnly { format } = serde_json::from_str(&line).map_err(|_| damaged("it has no format"))?;
     let path = || root.display().to_string();
     if format > FORMAT {
         return Err(DirectoryError::NewerFormat { path: path(), found: format });
@@ -337,15 +323,13 @@ fn read_identity(root: &Path) -> Result<Option<Identity>, DirectoryError> {
     if format < FORMAT_MIN {
         return Err(DirectoryError::OlderFormat { path: path(), found: format });
     }
-    let read: IdentityLine = serde_json::from_str(line).map_err(|_| damaged("a part of it is missing"))?;
+    let read: IdentityLine = serde_json::from_str(&line).map_err(|_| damaged("a part of it is missing"))?;
     Ok(Some(read.identity))
 }
 
 fn write_identity(root: &Path, identity: &Identity) -> io::Result<()> {
     let line = serde_json::to_string(&IdentityLine { format: FORMAT, identity: identity.clone() })?;
-    let mut file = NewFile::create(root, IDENTITY_FILE)?;
-    writeln!(file, "{line}\n{SUM_PREFIX}{}", blake3::hash(line.as_bytes()).to_hex())?;
-    file.keep(&root.join(IDENTITY_FILE))?;
+    sealed::write(root, IDENTITY_FILE, &line)?;
     // The directory's own name, in case it was just made.
     let parent = root.parent().filter(|parent| !parent.as_os_str().is_empty());
     sync_directory(parent.unwrap_or(Path::new(".")))
@@ -418,8 +402,7 @@ mod tests {
     fn refusal_of_format(format: u32) -> DirectoryError {
         let place = established();
         let line = format!(r#"{{"format":{format},"soul":"?"}}"#);
-        let text = format!("{line}\n{SUM_PREFIX}{}\n", blake3::hash(line.as_bytes()).to_hex());
-        std::fs::write(place.path().join(IDENTITY_FILE), text).unwrap();
+        sealed::write(place.path(), IDENTITY_FILE, &line).unwrap();
         Directory::open(place.path(), "n1").unwrap_err()
     }
 

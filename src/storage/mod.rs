@@ -9,7 +9,8 @@
 //! - [`modules`]: module files and what was compiled from them
 //! - [`snapshot`]: machines as files
 //! - `db`: the only user of RocksDB; `manifest`: what it cannot be given to read;
-//!   `file`: files that are whole or not there
+//!   `file`: files that are whole or not there;
+//!   `sealed`: of those, the small ones that say something about the directory
 
 pub mod age;
 #[cfg(test)]
@@ -21,5 +22,6 @@ mod file;
 pub mod log;
 mod manifest;
 pub mod modules;
+mod sealed;
 pub mod snapshot;
 pub mod state;

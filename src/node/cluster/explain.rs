@@ -34,21 +34,14 @@ impl Node {
     /// `NotFound` for the machine or the node; `FailedPrecondition` if the node has no replica, or it is not
     /// halted; `Unavailable` if the node or the leader cannot be asked now.
     pub async fn explain_machine(&self, name: &str, node: &str) -> Result<Explanation, Error> {
-        let record = self.find(name).await?.record.clone();
-        let target = self.member(node)?.node();
-        self.check_replica(&record, target)?;
+        let (record, target) = self.replica_called(name, node).await?;
         if target == self.id() {
             return self.explain_here(record.group()).await;
         }
         let patience = COMPARE_PATIENCE + Duration::from_millis(self.inner.config.leader_wait_ms);
-        match self.ask(target, Question::Explain(record.group), patience).await {
-            Ok(Answer::Explained(explanation)) => Ok(explanation),
-            Ok(_) => Err(Error::Unknown("the node gave another answer than was asked for".into())),
-            Err(Error::NotLeader { .. }) => Err(Error::Unavailable(format!(
-                "the node {node:?} cannot be reached from here: try again when `statehouse member list` \
-                 shows that it is"
-            ))),
-            Err(why) => Err(why),
+        match self.ask_replica(node, target, Question::Explain(record.group), patience).await? {
+            Answer::Explained(explanation) => Ok(explanation),
+            _ => Err(Error::Unknown("the node gave another answer than was asked for".into())),
         }
     }
 

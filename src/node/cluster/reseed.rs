@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::courier::Errand;
-use super::words::{Question, Seed};
+use super::words::{Answer, Question, Seed};
 use crate::catalog::MachineRecord;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, NodeId, ReplicaId};
@@ -38,25 +38,28 @@ impl Node {
     /// machine's group or has its only replica; `Unavailable` if it was not done and may be asked again. The
     /// replica stays halted then.
     pub async fn reseed_machine(&self, name: &str, node: &str) -> Result<Index, Error> {
-        let record = self.find(name).await?.record.clone();
-        let target = self.member(node)?.node();
-        self.check_replica(&record, target)?;
+        let (record, target) = self.replica_called(name, node).await?;
+        if record.replicas.len() < 2 {
+            return Err(Error::FailedPrecondition(format!(
+                "{name:?} has one replica only: there is no other state to give it. Restore its node from a \
+                 backup, or delete the machine"
+            )));
+        }
         if target == self.id() {
             return self.reseed_here(record.group()).await;
         }
-        match self.ask(target, Question::Reseed(record.group), RESEED_PATIENCE).await {
-            Ok(answer) => Ok(answer.applied()?.index),
-            Err(Error::NotLeader { .. }) => Err(Error::Unavailable(format!(
-                "the node {node:?} cannot be reached from here: try again when `statehouse member list` \
-                 shows that it is"
-            ))),
-            Err(why) => Err(why),
-        }
+        let answer = self.ask_replica(node, target, Question::Reseed(record.group), RESEED_PATIENCE).await?;
+        Ok(answer.applied()?.index)
     }
 
-    /// Whether there is a replica that can be given another state.
-    pub(super) fn check_replica(&self, record: &MachineRecord, target: NodeId) -> Result<(), Error> {
-        let name = &record.name;
+    /// A machine, and the node of one of its replicas, called by its name or id.
+    pub(super) async fn replica_called(
+        &self,
+        name: &str,
+        node: &str,
+    ) -> Result<(MachineRecord, NodeId), Error> {
+        let record = self.find(name).await?.record.clone();
+        let target = self.member(node)?.node();
         if record.replica_on(target).is_none() {
             let catalog = self.inner.catalog.load();
             let called = |node: NodeId| catalog.nodes.get(&node).map_or(node.to_string(), |n| n.name.clone());
@@ -67,13 +70,24 @@ impl Node {
                 nodes.join(", ")
             )));
         }
-        if record.replicas.len() < 2 {
-            return Err(Error::FailedPrecondition(format!(
-                "{name:?} has one replica only: there is no other state to give it. Restore its node from a \
-                 backup, or delete the machine"
-            )));
+        Ok((record, target))
+    }
+
+    /// Asks a node about its replica. `called` is what the client calls the node.
+    pub(super) async fn ask_replica(
+        &self,
+        called: &str,
+        node: NodeId,
+        question: Question,
+        patience: Duration,
+    ) -> Result<Answer, Error> {
+        match self.ask(node, question, patience).await {
+            Err(Error::NotLeader { .. }) => Err(Error::Unavailable(format!(
+                "the node {called:?} cannot be reached from here: try again when `statehouse member list` \
+                 shows that it is"
+            ))),
+            told => told,
         }
-        Ok(())
     }
 
     /// Gives this node's replica of a group the leader's state.
