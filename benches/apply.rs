@@ -39,7 +39,11 @@ fn created() -> (Head, Arc<MemoryView>, Box<dyn Guest>) {
     std::fs::write(file.path(), compiled).expect("the artefact is written");
     let module = Module::load(&engine, file.path(), inspected.world).expect("it loads");
     let mut guest = module.guest([0; 32], GuestSettings::default());
-    let create = Batch { time_ms: 1, operations: vec![Operation::create(Digest::of(KV), Bytes::new())] };
+    let create = Batch {
+        time_ms: 1,
+        operations: vec![Operation::create(Digest::of(KV), Bytes::new())],
+        begins_term: false,
+    };
     let view = Arc::new(MemoryView::default());
     let applied =
         apply::stored(&Head::default(), Index(1), &create, view, guest.as_mut()).expect("it applies");

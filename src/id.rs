@@ -46,10 +46,6 @@ number! {
     Revision
 }
 number! {
-    /// A lease of one machine. Never used twice in that machine.
-    LeaseId
-}
-number! {
     /// The log's clock: milliseconds since the Unix epoch, stamped by the leader, never going back.
     LogTime
 }

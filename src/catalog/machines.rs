@@ -53,7 +53,7 @@ pub(super) fn fill(store: &mut Store, load: &mut Load, record: &mut MachineRecor
 pub(super) fn ready(store: &mut Store, group: u64) -> Result<Bytes, Failure> {
     if let Some(mut record) = store.machine_of(group)? {
         record.ready = true;
-        record.configuration = Bytes::new();
+        (record.configuration, record.settings) = (Bytes::new(), None);
         store.put_machine(&record)?;
     }
     Ok(Bytes::new())

@@ -5,6 +5,7 @@ use prost::Message;
 
 use crate::error::{Fault, REPAIR};
 use crate::id::{Digest, GroupId, NodeId, ReplicaId};
+use crate::machine::settings::Settings;
 
 /// A module that every node can have.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -64,6 +65,9 @@ pub struct MachineRecord {
     /// How many replicas it should have; it has fewer as long as there are fewer nodes.
     #[prost(uint32, tag = "11")]
     pub replicas_wanted: u32,
+    /// The settings that it is to begin with, kept until it is ready.
+    #[prost(message, optional, tag = "12")]
+    pub settings: Option<Settings>,
 }
 
 /// A replica of a machine.

@@ -41,7 +41,7 @@ impl Bench {
     }
 
     fn operation(&mut self, operation: Operation) -> Outcome {
-        let batch = Batch { time_ms: 5, operations: vec![operation] };
+        let batch = Batch { time_ms: 5, operations: vec![operation], begins_term: false };
         let view = Arc::new(self.rows.clone());
         let index = self.head.index.next();
         let applied = apply::stored(&self.head, index, &batch, view, &mut CatalogGuest).unwrap();
@@ -52,7 +52,7 @@ impl Bench {
         }
         assert_eq!(Catalog::load(&self.rows).unwrap(), self.copy);
         self.assert_indexed();
-        applied.outcomes[0].clone()
+        applied.outcomes[0].outcome.clone()
     }
 
     /// What is counted and named is what a scan of all machines would find.
@@ -183,10 +183,10 @@ fn one_more_machine_costs_the_same_however_many_there_are() {
         ];
         let operations = changes.map(|change| Operation::command(change.command())).into();
         let view = Arc::new(Counting { rows: bench.rows.clone(), seen: AtomicUsize::new(0) });
-        let batch = Batch { time_ms: 5, operations };
+        let batch = Batch { time_ms: 5, operations, begins_term: false };
         let applied =
             apply::stored(&bench.head, bench.head.index.next(), &batch, view.clone(), &mut CatalogGuest);
-        assert!(applied.unwrap().outcomes.iter().all(|outcome| matches!(outcome, Outcome::Ok(_))));
+        assert!(applied.unwrap().outcomes.iter().all(|first| matches!(first.outcome, Outcome::Ok(_))));
         view.seen.load(Ordering::Relaxed)
     };
     bench.create("m0", 3);

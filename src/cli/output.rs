@@ -157,6 +157,16 @@ fn host_code(code: HostCode) -> (&'static str, &'static str) {
         HostCode::NotCreated => ("not-created", "the machine was not created"),
         HostCode::UnknownLease => ("unknown-lease", "there is no such lease"),
         HostCode::Invalid => ("invalid", "the machine's state does not allow this"),
+        HostCode::LeaseInUse => ("lease-in-use", "the lease id is in use, or was given before"),
+        HostCode::TooManyLeases => ("too-many-leases", "the machine has as many leases as it may"),
+        HostCode::UnknownSession => {
+            ("unknown-session", "the session has ended; the command was not applied now")
+        }
+        HostCode::TooManySessions => ("too-many-sessions", "the machine has as many sessions as it may"),
+        HostCode::NumberPassed => {
+            ("number-passed", "the outcome of this number was acknowledged and is forgotten")
+        }
+        HostCode::NumberAhead => ("number-ahead", "the number is further ahead than the session's window"),
     }
 }
 

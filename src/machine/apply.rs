@@ -9,14 +9,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::batch::{Act, Batch, Create, Expire, Head, Operation};
+use super::batch::{Act, Batch, Create, Head, Numbered, Operation};
+use super::chain;
 use super::frame::{Frame, LogLine};
 use super::guest::{Ending, Guest, Input, Instance};
+use super::lease::Tally;
 use super::outcome::{Context, HostCode, Outcome};
-use super::overlay::Write;
+use super::overlay::{Overlay, Write};
+use super::session::{self, First, Turn};
+use super::settings::Settings;
 use super::settled::{self, Settled};
 use super::view::{Table, View};
-use super::{chain, lease};
 use crate::error::Fault;
 use crate::id::{Digest, Index, LogTime, Revision};
 
@@ -24,9 +27,7 @@ use crate::id::{Digest, Index, LogTime, Revision};
 #[derive(Debug)]
 pub struct Applied {
     /// One for each operation, in order.
-    pub outcomes: Vec<Outcome>,
-    /// The machine's revision after each operation.
-    pub revisions: Vec<Revision>,
+    pub outcomes: Vec<First>,
     /// The last write to each key, by table and key; without the head.
     pub writes: Vec<Write>,
     /// Where the machine stands now.
@@ -108,7 +109,7 @@ pub fn resident(
 }
 
 /// How inputs meet instances.
-enum Runner<'a> {
+pub(super) enum Runner<'a> {
     /// A stored machine: all inputs of the batch in one fresh instance.
     Together { guest: &'a mut dyn Guest, instance: Option<Box<dyn Instance>>, calls: u32 },
     /// A stored machine, after a trap: a fresh instance for each input.
@@ -120,7 +121,7 @@ enum Runner<'a> {
 }
 
 /// Why a run ended early.
-enum Abort<'a> {
+pub(super) enum Abort<'a> {
     /// Run the batch again, one by one.
     Again(&'a mut dyn Guest),
     Stop(Stop),
@@ -132,13 +133,21 @@ impl From<Fault> for Abort<'_> {
     }
 }
 
+/// An act of the host that says nothing but that it was done.
+pub(super) fn done() -> Outcome {
+    Outcome::Ok(Bytes::new())
+}
+
 /// A batch being applied.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     before: Head,
     index: Index,
-    time_ms: u64,
+    pub(super) time_ms: u64,
+    pub(super) term_began_ms: u64,
     module: Option<Digest>,
     revision: Revision,
+    pub(super) history_first: Revision,
+    pub(super) settings: Settings,
     /// The offset of the next input.
     offset: u32,
     /// Taken while the guest has it.
@@ -149,14 +158,19 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(head: &Head, index: Index, batch: &Batch, view: Arc<dyn View>, runner: Runner<'a>) -> Run<'a> {
+        let time_ms = batch.time_ms.max(head.time.0);
+        let term_began = if batch.begins_term { LogTime(time_ms) } else { head.term_began };
         Run {
             before: *head,
             index,
-            time_ms: batch.time_ms.max(head.time.0),
+            time_ms,
+            term_began_ms: term_began.0,
             module: head.module,
             revision: head.revision,
+            history_first: head.history_first,
+            settings: head.settings,
             offset: 0,
-            frame: Some(Frame::for_batch(view, head.last_lease)),
+            frame: Some(Frame::for_batch(view, &Head { term_began, ..*head })),
             runner,
             notes: Vec::new(),
         }
@@ -164,13 +178,17 @@ impl<'a> Run<'a> {
 
     fn all(mut self, batch: &Batch) -> Result<Applied, Abort<'a>> {
         let mut outcomes = Vec::with_capacity(batch.operations.len());
-        let mut revisions = Vec::with_capacity(batch.operations.len());
         for operation in &batch.operations {
-            outcomes.push(self.operation(operation)?);
-            revisions.push(self.revision);
+            outcomes.push(match &operation.numbered {
+                Some(numbered) => self.numbered(operation, numbered)?,
+                None => {
+                    let outcome = self.operation(operation)?;
+                    self.first(outcome)
+                }
+            });
         }
         let frame = self.frame.take().expect("the frame is back after every call");
-        let (overlay, last_lease) = frame.finish();
+        let (overlay, leases, event_bytes) = frame.finish();
         let writes = overlay.into_writes();
         let mut head = Head {
             index: self.index,
@@ -178,35 +196,73 @@ impl<'a> Run<'a> {
             revision: self.revision,
             hash: self.before.hash,
             module: self.module,
-            last_lease,
+            leases,
+            term_began: LogTime(self.term_began_ms),
+            history_first: self.history_first,
+            event_bytes,
+            settings: self.settings,
         };
         head.hash = chain::next(&head, &outcomes, &writes);
         if let Runner::Together { guest, instance: Some(instance), .. } = self.runner {
             guest.retire(instance);
         }
-        Ok(Applied { outcomes, revisions, writes, head, notes: self.notes })
+        Ok(Applied { outcomes, writes, head, notes: self.notes })
+    }
+
+    /// What became of an operation, here and now.
+    fn first(&self, outcome: Outcome) -> First {
+        First { index: self.index, revision: self.revision, outcome }
+    }
+
+    /// A command of a session: applied once, however often it comes.
+    fn numbered(&mut self, operation: &Operation, numbered: &Numbered) -> Result<First, Abort<'a>> {
+        if !self.lives(numbered.session)? {
+            return Ok(self.first(Outcome::Host(HostCode::UnknownSession)));
+        }
+        let settings = self.settings;
+        match session::turn(self.host_rows().0, numbered, &settings)? {
+            Turn::Refuse(code) => Ok(self.first(Outcome::Host(code))),
+            Turn::Again(first) => Ok(first),
+            Turn::Apply => {
+                let outcome = self.operation(operation)?;
+                let first = self.first(outcome);
+                // The command itself may have ended its session.
+                if self.lives(numbered.session)? {
+                    session::keep(self.host_rows().0, numbered, &first);
+                }
+                Ok(first)
+            }
+        }
     }
 
     fn operation(&mut self, operation: &Operation) -> Result<Outcome, Abort<'a>> {
         match &operation.act {
-            Some(Act::Command(_)) if self.module.is_none() => Ok(Outcome::Host(HostCode::NotCreated)),
-            Some(Act::Command(payload)) => self.input(Input::Command(payload.clone())),
             Some(Act::Create(create)) => self.create(create),
-            Some(Act::Expire(expire)) => self.expire(expire),
             // A verdict is obeyed before its own turn comes, by whoever waits for it; a beacon is compared
             // before its batch is applied.
-            Some(Act::Verdict(_) | Act::Beacon(_)) => Ok(Outcome::Ok(Bytes::new())),
+            Some(Act::Verdict(_) | Act::Beacon(_)) => Ok(done()),
             None => Ok(Outcome::Host(HostCode::Invalid)),
+            Some(_) if self.module.is_none() => Ok(Outcome::Host(HostCode::NotCreated)),
+            Some(Act::Command(payload)) => self.input(Input::Command(payload.clone())),
+            Some(Act::Expire(expire)) => self.expire(expire),
+            Some(Act::Grant(grant)) => self.grant(grant, false),
+            Some(Act::OpenSession(grant)) => self.grant(grant, true),
+            Some(Act::Renew(renew)) => self.renew(renew),
+            Some(Act::Revoke(id)) => self.revoke(*id),
+            Some(Act::Configure(change)) => Ok(self.configure(change)),
+            Some(Act::Trim(first)) => Ok(self.trim(Revision(*first))),
         }
     }
 
     fn create(&mut self, create: &Create) -> Result<Outcome, Abort<'a>> {
         if self.module.is_some() {
-            return Ok(Outcome::Ok(Bytes::new()));
+            return Ok(done());
         }
         let Ok(module) = create.module.as_slice().try_into() else {
             return Ok(Outcome::Host(HostCode::Invalid));
         };
+        // The first input may grant leases already.
+        self.configure(&create.settings.unwrap_or_default());
         let outcome = self.input(Input::Created(create.configuration.clone()))?;
         if matches!(outcome, Outcome::Ok(_)) {
             self.module = Some(Digest(module));
@@ -214,31 +270,33 @@ impl<'a> Run<'a> {
         Ok(outcome)
     }
 
-    /// Ends those of the leases whose deadline has passed by this batch's clock. Each end is an input of its
-    /// own.
-    fn expire(&mut self, expire: &Expire) -> Result<Outcome, Abort<'a>> {
-        for &id in &expire.leases {
-            let overlay = self.frame.as_mut().expect("the frame is here between calls").overlay_mut();
-            let Some(lease) = lease::find(overlay, id)? else { continue };
-            if lease.deadline_ms > self.time_ms {
-                continue;
-            }
-            let keys = lease::remove(overlay, id, lease)?;
-            self.input(Input::LeaseEnded { lease: id, keys })?;
-        }
-        Ok(Outcome::Ok(Bytes::new()))
+    fn configure(&mut self, change: &Settings) -> Outcome {
+        self.settings = self.settings.with(change);
+        let leases_max = self.settings.in_force().leases_max;
+        self.frame.as_mut().expect("the frame is here between calls").set_leases_max(leases_max);
+        done()
+    }
+
+    /// Events before `first` are not kept any more; the rows go when each replica finds the time.
+    fn trim(&mut self, first: Revision) -> Outcome {
+        self.history_first = self.history_first.max(first.min(self.revision.next()));
+        done()
+    }
+
+    /// The rows that the host's own operations change.
+    pub(super) fn host_rows(&mut self) -> (&mut Overlay, &mut Tally) {
+        self.frame.as_mut().expect("the frame is here between calls").host_rows()
     }
 
     /// Runs one input behind a savepoint.
-    fn input(&mut self, input: Input) -> Result<Outcome, Abort<'a>> {
+    pub(super) fn input(&mut self, input: Input) -> Result<Outcome, Abort<'a>> {
         let offset = self.offset;
         self.offset += 1;
         if let Runner::Resident { settled, .. } = &self.runner
             && let Some(&code) = settled.get(&offset)
         {
             let (key, value) = settled::row(self.index, offset, code);
-            let frame = self.frame.as_mut().expect("the frame is here between calls");
-            frame.overlay_mut().put(Table::Head, key, Some(value));
+            self.host_rows().0.put(Table::Head, key, Some(value));
             return Ok(Outcome::Host(code));
         }
         let context =

@@ -4,6 +4,8 @@
 use bytes::Bytes;
 use prost::Message;
 
+use super::lease::Tally;
+use super::settings::Settings;
 use crate::error::{Fault, REPAIR};
 use crate::id::{Digest, Index, LogTime, Revision, StateHash};
 
@@ -16,14 +18,20 @@ pub struct Batch {
     /// What to do, in order.
     #[prost(message, repeated, tag = "2")]
     pub operations: Vec<Operation>,
+    /// Whether it is the first of its leader's term: leases that clients renew get time to be renewed.
+    #[prost(bool, tag = "3")]
+    pub begins_term: bool,
 }
 
 /// A client's command, or an act of the host.
 #[derive(Clone, PartialEq, Message)]
 pub struct Operation {
     /// Which; none means that a newer version wrote it, and the outcome is `HostCode::Invalid`.
-    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub act: Option<Act>,
+    /// Of a command: its place in a session, which makes it safe to send again.
+    #[prost(message, optional, tag = "14")]
+    pub numbered: Option<Numbered>,
     /// The context of the trace that it belongs to, for those who follow it through the nodes; usually
     /// nothing. No guest sees it.
     #[prost(bytes = "vec", tag = "15")]
@@ -48,6 +56,66 @@ pub enum Act {
     /// The leader's hash at an earlier index, for the replicas to compare theirs with. Changes nothing.
     #[prost(message, tag = "5")]
     Beacon(Beacon),
+    /// A client asks for a lease. Its outcome is [`granted`](Operation::granted).
+    #[prost(message, tag = "6")]
+    Grant(Grant),
+    /// Clients keep leases alive. Its outcome is [`Renewed`].
+    #[prost(message, tag = "7")]
+    Renew(Renew),
+    /// A client ends a lease. An outcome without an answer.
+    #[prost(uint64, tag = "8")]
+    Revoke(u64),
+    /// A client opens a session: a lease with numbered commands. Its outcome is that of a grant.
+    #[prost(message, tag = "9")]
+    OpenSession(Grant),
+    /// An operator changes settings. An outcome without an answer.
+    #[prost(message, tag = "10")]
+    Configure(Settings),
+    /// Events before this revision are no longer kept, on any replica.
+    #[prost(uint64, tag = "11")]
+    Trim(u64),
+}
+
+/// A command's place in a session.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Numbered {
+    /// The session's id.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// Which of the session's commands it is, from 1.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// The client has seen the outcomes of all up to this one.
+    #[prost(uint64, tag = "3")]
+    pub acknowledged: u64,
+}
+
+/// A lease is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Grant {
+    /// How long it lives without being renewed, in milliseconds; at least 1.
+    #[prost(uint64, tag = "1")]
+    pub ttl_ms: u64,
+    /// The id that the client wants; 0: any.
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+}
+
+/// Leases are kept alive.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Renew {
+    /// Which.
+    #[prost(uint64, repeated, tag = "1")]
+    pub leases: Vec<u64>,
+}
+
+/// What became of a [`Renew`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Renewed {
+    /// For each lease the milliseconds that it lives from now on; 0: there is no such lease, or it is the
+    /// machine's own.
+    #[prost(uint64, repeated, tag = "1")]
+    pub ttls_ms: Vec<u64>,
 }
 
 /// The machine is made from `module` with `configuration`.
@@ -59,12 +127,15 @@ pub struct Create {
     /// The creator's configuration, as given.
     #[prost(bytes = "bytes", tag = "2")]
     pub configuration: Bytes,
+    /// What it is to begin with, if that is not the default.
+    #[prost(message, optional, tag = "3")]
+    pub settings: Option<Settings>,
 }
 
 /// Leases whose deadline has passed.
 #[derive(Clone, PartialEq, Message)]
 pub struct Expire {
-    /// In the order in which they end: by deadline, then id.
+    /// Those that end do so by deadline, then id.
     #[prost(uint64, repeated, tag = "1")]
     pub leases: Vec<u64>,
 }
@@ -98,7 +169,7 @@ impl Batch {
     /// A batch of client commands, for tests and benches.
     pub fn of_commands(time_ms: u64, commands: impl IntoIterator<Item = Bytes>) -> Batch {
         let operations = commands.into_iter().map(Operation::command).collect();
-        Batch { time_ms, operations }
+        Batch { time_ms, operations, begins_term: false }
     }
 
     /// Reads a committed entry. A failure is corruption: the log checks its entries' sums before this is
@@ -118,20 +189,37 @@ impl Operation {
     pub fn size(&self) -> usize {
         // Commands are nearly all there is, and their size is known without walking the message.
         match &self.act {
-            Some(Act::Command(payload)) => payload.len() + self.trace.len() + 16,
+            Some(Act::Command(payload)) => {
+                payload.len() + self.trace.len() + if self.numbered.is_some() { 48 } else { 16 }
+            }
             _ => self.encoded_len(),
         }
     }
 
+    /// A client's command in a session.
+    pub fn numbered(payload: Bytes, numbered: Numbered) -> Operation {
+        Operation { numbered: Some(numbered), ..Operation::command(payload) }
+    }
+
     /// The machine's first input.
     pub fn create(module: Digest, configuration: Bytes) -> Operation {
-        Act::Create(Create { module: module.0.to_vec(), configuration }).into()
+        Operation::create_settled(module, configuration, None)
+    }
+
+    /// The same for a machine that begins with settings of its own.
+    pub fn create_settled(module: Digest, configuration: Bytes, settings: Option<Settings>) -> Operation {
+        Act::Create(Create { module: module.0.to_vec(), configuration, settings }).into()
+    }
+
+    /// The lease that the answer to a grant names, if it is such an answer.
+    pub fn granted(answer: &[u8]) -> Option<u64> {
+        answer.try_into().map(u64::from_be_bytes).ok()
     }
 }
 
 impl From<Act> for Operation {
     fn from(act: Act) -> Operation {
-        Operation { act: Some(act), trace: Vec::new() }
+        Operation { act: Some(act), numbered: None, trace: Vec::new() }
     }
 }
 
@@ -148,8 +236,16 @@ pub struct Head {
     pub hash: StateHash,
     /// The component that applies the next input; `None` before the machine is created.
     pub module: Option<Digest>,
-    /// The id of the last lease granted; ids are never used twice.
-    pub last_lease: u64,
+    /// What there is of leases.
+    pub leases: Tally,
+    /// The log's clock when the present leader's term had its first batch.
+    pub term_began: LogTime,
+    /// Events before this revision are not kept.
+    pub history_first: Revision,
+    /// Bytes of events that were ever emitted.
+    pub event_bytes: u64,
+    /// What was settled for this machine.
+    pub settings: Settings,
 }
 
 impl Default for Head {
@@ -160,7 +256,11 @@ impl Default for Head {
             revision: Revision::FIRST,
             hash: StateHash::default(),
             module: None,
-            last_lease: 0,
+            leases: Tally::default(),
+            term_began: LogTime(0),
+            history_first: Revision::FIRST,
+            event_bytes: 0,
+            settings: Settings::default(),
         }
     }
 }
@@ -180,6 +280,18 @@ struct HeadRow {
     module: Option<Vec<u8>>,
     #[prost(uint64, tag = "6")]
     last_lease: u64,
+    #[prost(uint64, tag = "7")]
+    leases: u64,
+    #[prost(uint64, tag = "8")]
+    sessions: u64,
+    #[prost(uint64, tag = "9")]
+    term_began_ms: u64,
+    #[prost(uint64, tag = "10")]
+    history_first: u64,
+    #[prost(uint64, tag = "11")]
+    event_bytes: u64,
+    #[prost(message, optional, tag = "12")]
+    settings: Option<Settings>,
 }
 
 impl Head {
@@ -194,7 +306,13 @@ impl Head {
             revision: self.revision.0,
             hash: self.hash.0.to_vec(),
             module: self.module.map(|digest| digest.0.to_vec()),
-            last_lease: self.last_lease,
+            last_lease: self.leases.last,
+            leases: self.leases.live,
+            sessions: self.leases.sessions,
+            term_began_ms: self.term_began.0,
+            history_first: self.history_first.0,
+            event_bytes: self.event_bytes,
+            settings: (self.settings != Settings::default()).then_some(self.settings),
         }
         .encode_to_vec()
     }
@@ -210,7 +328,11 @@ impl Head {
             revision: Revision(row.revision),
             hash: StateHash(row.hash.try_into().map_err(|_| damaged())?),
             module,
-            last_lease: row.last_lease,
+            leases: Tally { last: row.last_lease, live: row.leases, sessions: row.sessions },
+            term_began: LogTime(row.term_began_ms),
+            history_first: Revision(row.history_first),
+            event_bytes: row.event_bytes,
+            settings: row.settings.unwrap_or_default(),
         })
     }
 }

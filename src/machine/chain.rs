@@ -1,24 +1,33 @@
 //! The rolling hash: every replica folds what each batch did into one blake3 chain, so that two replicas that
 //! agree on a hash agree on everything before it.
 
+use prost::Message;
+
 use super::batch::Head;
+use super::lease::Tally;
 use super::outcome::Outcome;
 use super::overlay::Write;
+use super::session::First;
 use crate::id::StateHash;
 
 /// The hash after a batch. `head` is the machine's head after it, with the hash from before it.
-pub fn next(head: &Head, outcomes: &[Outcome], writes: &[Write]) -> StateHash {
+pub fn next(head: &Head, outcomes: &[First], writes: &[Write]) -> StateHash {
     let size: usize = writes.iter().map(|w| 16 + w.key.len() + w.value.as_ref().map_or(0, |v| v.len())).sum();
     let mut text = Text(Vec::with_capacity(128 + size + 32 * outcomes.len()));
     text.0.extend_from_slice(&head.hash.0);
     text.number(head.index.0);
     text.number(head.time.0);
     text.number(head.revision.0);
-    text.number(head.last_lease);
+    let Tally { last, live, sessions } = head.leases;
+    let numbers = [last, live, sessions, head.term_began.0, head.history_first.0, head.event_bytes];
+    numbers.into_iter().for_each(|number| text.number(number));
+    text.bytes(&head.settings.encode_to_vec());
     text.bytes(head.module.as_ref().map_or(&[], |digest| digest.0.as_slice()));
     text.number(outcomes.len() as u64);
-    for outcome in outcomes {
-        text.outcome(outcome);
+    for first in outcomes {
+        text.number(first.index.0);
+        text.number(first.revision.0);
+        text.outcome(&first.outcome);
     }
     text.number(writes.len() as u64);
     for write in writes {

@@ -59,6 +59,9 @@ struct Row {
     time_ms: u64,
     #[prost(message, repeated, tag = "3")]
     events: Vec<RowEvent>,
+    /// Bytes of all events before the row's.
+    #[prost(uint64, tag = "4")]
+    bytes_before: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -83,12 +86,26 @@ pub struct EventRows {
     rows: Vec<(Revision, Vec<u8>)>,
     /// How many rows there were when the input at hand began, and the bytes of the last of them.
     saved: (usize, usize),
+    /// Bytes of all events that the machine ever emitted, and as of when the input at hand began.
+    bytes: u64,
+    bytes_saved: u64,
 }
 
 impl EventRows {
+    /// The next rows of a machine that has emitted so many bytes of events.
+    pub fn after(bytes: u64) -> EventRows {
+        EventRows { bytes, bytes_saved: bytes, ..EventRows::default() }
+    }
+
+    /// Bytes of all events that the machine ever emitted.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// An input begins: [`rollback`](EventRows::rollback) takes back what follows.
     pub fn savepoint(&mut self) {
         self.saved = (self.rows.len(), self.rows.last().map_or(0, |(_, row)| row.len()));
+        self.bytes_saved = self.bytes;
     }
 
     /// Takes back everything since the savepoint.
@@ -98,6 +115,7 @@ impl EventRows {
         if let Some((_, row)) = self.rows.last_mut() {
             row.truncate(bytes);
         }
+        self.bytes = self.bytes_saved;
     }
 
     /// Adds an event of the input at `context`.
@@ -107,7 +125,12 @@ impl EventRows {
         let (rows, bytes) = self.saved;
         let begins = self.rows.len() == rows && (rows == 0 || bytes >= ROW_BYTES);
         if begins {
-            let row = Row { index: context.index, time_ms: context.time, events: Vec::new() };
+            let row = Row {
+                index: context.index,
+                time_ms: context.time,
+                events: Vec::new(),
+                bytes_before: self.bytes,
+            };
             self.rows.push((revision, row.encode_to_vec()));
         }
         let (first, row) = self.rows.last_mut().expect("there is a row: the first event begins one");
@@ -117,6 +140,7 @@ impl EventRows {
             value: value.into(),
             step: revision.0 - first.0,
         };
+        self.bytes += event.encoded_len() as u64;
         prost::encoding::message::encode(EVENTS_TAG, &event, row);
     }
 
@@ -135,7 +159,7 @@ pub fn row_key(first: Revision) -> [u8; 8] {
 pub fn read_row(key: &[u8], row: &[u8]) -> Result<Vec<Event>, Fault> {
     let damaged = || Fault::new(format!("the {:?} row {} is damaged", Table::Events, hex::encode(key)));
     let first = u64::from_be_bytes(key.try_into().map_err(|_| damaged())?);
-    let Row { index, time_ms, events } = Row::decode(row).map_err(|_| damaged())?;
+    let Row { index, time_ms, events, .. } = Row::decode(row).map_err(|_| damaged())?;
     let mut read: Vec<Event> = Vec::with_capacity(events.len());
     for event in events {
         let revision = Revision(first.checked_add(event.step).ok_or_else(damaged)?);
@@ -242,7 +266,8 @@ mod tests {
     fn a_row_that_is_not_as_it_was_written_is_a_fault() {
         let row = |steps: &[u64]| {
             let event = |&step| RowEvent { key: Bytes::from_static(b"k"), step, ..RowEvent::default() };
-            Row { index: 1, time_ms: 1, events: steps.iter().map(event).collect() }.encode_to_vec()
+            Row { index: 1, time_ms: 1, events: steps.iter().map(event).collect(), bytes_before: 0 }
+                .encode_to_vec()
         };
         let key = row_key(Revision(2));
         assert_eq!(read_row(&key, &row(&[0, 0, 3])).unwrap().len(), 3);

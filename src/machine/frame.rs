@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::batch::Head;
 use super::event::{EventKind, EventRows};
 use super::guest::QueryView;
-use super::lease::{self, Lease};
+use super::lease::{self, Lease, Tally};
 use super::outcome::Context;
 use super::overlay::Overlay;
 use super::view::{Direction, Span, Table, View};
@@ -46,8 +47,6 @@ pub mod limits {
     pub const SCAN_BYTES: usize = 1 << 20;
     /// Bytes of one snapshot chunk.
     pub const CHUNK_BYTES_MAX: usize = 1 << 20;
-    /// Leases of one machine.
-    pub const LEASES_MAX: u64 = 1_000_000;
 }
 
 use limits::*;
@@ -126,48 +125,53 @@ pub struct Frame {
     context: Context,
     usage: Usage,
     log_lines: Vec<LogLine>,
-    /// The id of the last lease granted, as of the writes so far.
-    last_lease: u64,
-    /// Where `last_lease` goes back to on a rollback.
-    last_lease_saved: u64,
+    /// What there is of leases, as of the writes so far, and where it goes back to on a rollback.
+    leases: Tally,
+    leases_saved: Tally,
+    /// How many there may be.
+    leases_max: u64,
+    /// When the leader's term began: leases end by it.
+    term_began_ms: u64,
     save_to: Option<Box<dyn std::io::Write + Send>>,
     restore_from: Option<Box<dyn Read + Send>>,
 }
 
 /// The host's side of the calls: what the heart and the node do with a frame.
 impl Frame {
-    /// A frame for the inputs of a batch over `view`.
-    pub fn for_batch(view: Arc<dyn View>, last_lease: u64) -> Frame {
-        Frame::new(view, Purpose::Apply, last_lease)
+    /// A frame for the inputs of a batch over `view`, of a machine that stands at `head`.
+    pub fn for_batch(view: Arc<dyn View>, head: &Head) -> Frame {
+        Frame::new(view, Purpose::Apply, head)
     }
 
-    /// A frame for one query of `view`.
-    pub fn for_query(view: Arc<dyn View>, at: QueryView) -> Frame {
-        let mut frame = Frame::new(view, Purpose::Query, 0);
+    /// A frame for one query of `view`, of a machine that stands at `head`.
+    pub fn for_query(view: Arc<dyn View>, at: QueryView, head: &Head) -> Frame {
+        let mut frame = Frame::new(view, Purpose::Query, head);
         frame.context = Context { index: at.index, offset: 0, time: at.time, revision: at.revision };
         frame
     }
 
     /// A frame in which a resident guest writes its state to `sink`.
     pub fn for_save(view: Arc<dyn View>, sink: Box<dyn std::io::Write + Send>) -> Frame {
-        Frame { save_to: Some(sink), ..Frame::new(view, Purpose::Save, 0) }
+        Frame { save_to: Some(sink), ..Frame::new(view, Purpose::Save, &Head::default()) }
     }
 
     /// A frame in which a resident guest reads its state from `source`.
     pub fn for_restore(view: Arc<dyn View>, source: Box<dyn Read + Send>) -> Frame {
-        Frame { restore_from: Some(source), ..Frame::new(view, Purpose::Restore, 0) }
+        Frame { restore_from: Some(source), ..Frame::new(view, Purpose::Restore, &Head::default()) }
     }
 
-    fn new(view: Arc<dyn View>, purpose: Purpose, last_lease: u64) -> Frame {
+    fn new(view: Arc<dyn View>, purpose: Purpose, head: &Head) -> Frame {
         Frame {
             overlay: Overlay::over(view),
-            events: EventRows::default(),
+            events: EventRows::after(head.event_bytes),
             purpose,
             context: Context::default(),
             usage: Usage::default(),
             log_lines: Vec::new(),
-            last_lease,
-            last_lease_saved: last_lease,
+            leases: head.leases,
+            leases_saved: head.leases,
+            leases_max: head.settings.in_force().leases_max,
+            term_began_ms: head.term_began.0,
             save_to: None,
             restore_from: None,
         }
@@ -177,7 +181,7 @@ impl Frame {
     pub fn begin(&mut self, context: Context) {
         self.overlay.savepoint();
         self.events.savepoint();
-        self.last_lease_saved = self.last_lease;
+        self.leases_saved = self.leases;
         self.context = context;
         self.usage = Usage::default();
         self.log_lines.clear();
@@ -187,7 +191,7 @@ impl Frame {
     pub fn rollback(&mut self) {
         self.overlay.rollback();
         self.events.rollback();
-        self.last_lease = self.last_lease_saved;
+        self.leases = self.leases_saved;
         self.usage = Usage::default();
     }
 
@@ -201,17 +205,23 @@ impl Frame {
         std::mem::take(&mut self.log_lines)
     }
 
-    /// The writes so far, for the host's own operations.
-    pub(super) fn overlay_mut(&mut self) -> &mut Overlay {
-        &mut self.overlay
+    /// The writes so far and what there is of leases, for the host's own operations.
+    pub(super) fn host_rows(&mut self) -> (&mut Overlay, &mut Tally) {
+        (&mut self.overlay, &mut self.leases)
     }
 
-    /// The writes of the batch, and the id of the last lease granted.
-    pub(super) fn finish(mut self) -> (Overlay, u64) {
+    /// Settings changed, from the next input on.
+    pub(super) fn set_leases_max(&mut self, leases_max: u64) {
+        self.leases_max = leases_max;
+    }
+
+    /// The writes of the batch, what there is of leases, and the bytes of all events ever.
+    pub(super) fn finish(mut self) -> (Overlay, Tally, u64) {
+        let bytes = self.events.bytes();
         for (key, row) in self.events.into_rows() {
             self.overlay.put(Table::Events, key, Some(row));
         }
-        (self.overlay, self.last_lease)
+        (self.overlay, self.leases, bytes)
     }
 
     /// After a save: flushes what the guest wrote.
@@ -328,24 +338,21 @@ impl Frame {
 
 /// `leases`.
 impl Frame {
-    /// A new lease of `ttl_ms` milliseconds from the context's time.
+    /// A new lease of `ttl_ms` milliseconds from the context's time: the machine's own.
     pub fn grant(&mut self, ttl_ms: u64) -> Result<Result<u64, LeaseFailure>, CallError> {
         self.charge_lease_change("leases.grant")?;
-        // Ids count up from 1 and are never used twice, so the last id bounds how many leases there can be.
-        if self.last_lease >= LEASES_MAX && self.count_leases()? >= LEASES_MAX {
+        if self.leases.live >= self.leases_max {
             return Ok(Err(LeaseFailure::TooMany));
         }
-        self.last_lease += 1;
-        let deadline_ms = self.context.time.saturating_add(ttl_ms);
-        lease::insert(&mut self.overlay, self.last_lease, Lease { ttl_ms, deadline_ms });
-        Ok(Ok(self.last_lease))
+        let lease = Lease { of_machine: true, ..Lease::granted(self.context.time, ttl_ms) };
+        Ok(Ok(lease::insert(&mut self.overlay, &mut self.leases, lease)?))
     }
 
     /// Ends a lease and drops its attachments, without an input.
     pub fn revoke(&mut self, id: u64) -> Result<Result<(), LeaseFailure>, CallError> {
         self.charge_lease_change("leases.revoke")?;
-        let Some(lease) = lease::find(&self.overlay, id)? else { return Ok(Err(LeaseFailure::UnknownLease)) };
-        let keys = lease::remove(&mut self.overlay, id, lease)?;
+        let Some(lease) = self.living(id)? else { return Ok(Err(LeaseFailure::UnknownLease)) };
+        let keys = lease::remove(&mut self.overlay, &mut self.leases, id, &lease)?;
         self.charge_write(keys.iter().map(Vec::len).sum())?;
         Ok(Ok(()))
     }
@@ -354,7 +361,7 @@ impl Frame {
     pub fn attach(&mut self, id: u64, key: &[u8]) -> Result<Result<(), LeaseFailure>, CallError> {
         self.charge_lease_change("leases.attach")?;
         check_key(key)?;
-        if lease::find(&self.overlay, id)?.is_none() {
+        if self.living(id)?.is_none() {
             return Ok(Err(LeaseFailure::UnknownLease));
         }
         lease::attach(&mut self.overlay, id, key)?;
@@ -368,23 +375,22 @@ impl Frame {
         Ok(lease::detach(&mut self.overlay, key)?)
     }
 
-    /// Milliseconds left of a lease at the context's or view's time.
+    /// Milliseconds left of a lease at the context's or view's time. A query may see one that has none left,
+    /// until its end is in the log.
     pub fn remaining(&self, id: u64) -> Result<Result<u64, LeaseFailure>, CallError> {
-        if matches!(self.purpose, Purpose::Save | Purpose::Restore) {
-            return Err(CallError::Limit(format!("leases.remaining in {:?}", self.purpose)));
-        }
-        let lease = lease::find(&self.overlay, id)?;
-        Ok(lease.map(|l| l.deadline_ms.saturating_sub(self.context.time)).ok_or(LeaseFailure::UnknownLease))
+        let lease = match self.purpose {
+            Purpose::Apply => self.living(id)?,
+            Purpose::Query => lease::find(&self.overlay, id)?,
+            purpose => return Err(CallError::Limit(format!("leases.remaining in {purpose:?}"))),
+        };
+        let left = |lease: Lease| lease.end_ms(self.term_began_ms).saturating_sub(self.context.time);
+        Ok(lease.map(left).ok_or(LeaseFailure::UnknownLease))
     }
 
-    fn count_leases(&self) -> Result<u64, CallError> {
-        let mut count = 0;
-        let span = Span { start: b"l", end: Some(b"m") };
-        self.overlay.scan(Table::Leases, span, Direction::Forward, &mut |_, _| {
-            count += 1;
-            ControlFlow::Continue(())
-        })?;
-        Ok(count)
+    /// The lease `id`, if it lives.
+    fn living(&self, id: u64) -> Result<Option<Lease>, Fault> {
+        let found = lease::find(&self.overlay, id)?;
+        Ok(found.filter(|lease| lease.lives(self.context.time, self.term_began_ms)))
     }
 
     fn charge_lease_change(&mut self, call: &str) -> Result<(), CallError> {

@@ -6,10 +6,11 @@
 //!
 //! # Layout
 //! - [`batch`]: what a Raft entry carries, and the head that a machine has after it
-//! - [`apply`]: one batch, applied; [`resident`]: the same for machines that keep their state in memory
+//! - [`apply`]: one batch, applied, with `grants` for what clients and the clock do to leases; [`resident`]:
+//!   the same for machines that keep their state in memory
 //! - [`settled`]: the inputs that a resident machine passes over
 //! - [`overlay`]: what a batch has written so far; [`chain`]: the rolling hash over it
-//! - [`event`], [`lease`]: how these are kept as rows
+//! - [`event`], [`lease`], [`session`]: how these are kept as rows; [`settings`]: what an operator settles
 //! - [`guest`]: what the heart asks of a running component; `wasm` implements it, tests have their own
 //! - [`view`]: the state a batch starts from; `storage` implements it
 //! - [`frame`]: everything one call into a guest may do to the state, with its limits
@@ -20,11 +21,14 @@ pub mod batch;
 pub mod chain;
 pub mod event;
 pub mod frame;
+mod grants;
 pub mod guest;
 pub mod lease;
 pub mod outcome;
 pub mod overlay;
 pub mod resident;
+pub mod session;
+pub mod settings;
 pub mod settled;
 pub mod view;
 

@@ -244,7 +244,8 @@ impl Reader {
             revision: at.head.revision.0,
         };
         let view = Arc::new(std::mem::take(&mut at.rows));
-        let (frame, ending) = at.instance.query(Frame::for_query(view.clone(), seen), seen, request);
+        let (frame, ending) =
+            at.instance.query(Frame::for_query(view.clone(), seen, &at.head), seen, request);
         drop(frame);
         let head = at.head;
         if matches!(ending, Ending::Answer(_) | Ending::Refused(_))

@@ -26,6 +26,7 @@ use crate::machine::guest::Guest;
 use crate::machine::outcome::{HostCode, Outcome};
 use crate::machine::overlay::Write;
 use crate::machine::resident::{Halt, Resident};
+use crate::machine::session::First;
 use crate::machine::settled;
 use crate::machine::view::{Table, View};
 use crate::raft::{Input, Role, SnapshotHead};
@@ -414,13 +415,9 @@ fn no_rows() -> impl Iterator<Item = (Table, &'static [u8], Option<&'static [u8]
 fn answer(waiters: Vec<Option<Waiter>>, applied: &Applied) {
     for (offset, waiter) in waiters.into_iter().enumerate() {
         let Some(waiter) = waiter else { continue };
-        let told = request::Applied {
-            index: applied.head.index,
-            revision: applied.revisions[offset],
-            outcome: applied.outcomes[offset].clone(),
-        };
+        let First { index, revision, outcome } = applied.outcomes[offset].clone();
         // A client that went away needs no answer.
-        let _ = waiter.send(Ok(told));
+        let _ = waiter.send(Ok(request::Applied { index, revision, outcome }));
     }
 }
 

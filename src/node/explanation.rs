@@ -11,6 +11,7 @@ use prost::Message;
 use crate::id::{Index, NodeId};
 use crate::machine::apply::Applied;
 use crate::machine::batch::{Act, Batch, Head};
+use crate::machine::lease::Tally;
 use crate::machine::outcome::Outcome;
 use crate::machine::view::Table;
 
@@ -98,15 +99,26 @@ pub struct OperationInfo {
     pub bytes: u64,
 }
 
+/// What the numbers of a machine's head are called.
+const NUMBERS: [&str; 8] = [
+    "clock",
+    "revision",
+    "last lease",
+    "leases",
+    "sessions",
+    "start of the term",
+    "first revision kept",
+    "bytes of events",
+];
+
 /// What a batch did, by digests: for another replica to compare with.
 #[derive(Clone, PartialEq, Message)]
 pub struct Effects {
-    #[prost(uint64, tag = "1")]
-    time_ms: u64,
-    #[prost(uint64, tag = "2")]
-    revision: u64,
-    #[prost(uint64, tag = "3")]
-    last_lease: u64,
+    /// What the machine's head says then, in the order of [`NUMBERS`].
+    #[prost(uint64, repeated, tag = "1")]
+    numbers: Vec<u64>,
+    #[prost(message, required, tag = "2")]
+    settings: Side,
     #[prost(message, required, tag = "4")]
     module: Side,
     #[prost(message, repeated, tag = "5")]
@@ -190,6 +202,12 @@ impl Explanation {
                 Some(Act::Expire(_)) => "expire",
                 Some(Act::Verdict(_)) => "verdict",
                 Some(Act::Beacon(_)) => "beacon",
+                Some(Act::Grant(_)) => "grant",
+                Some(Act::Renew(_)) => "renew",
+                Some(Act::Revoke(_)) => "revoke",
+                Some(Act::OpenSession(_)) => "open session",
+                Some(Act::Configure(_)) => "configure",
+                Some(Act::Trim(_)) => "trim",
                 None => "unknown",
             };
             let bytes = match &operation.act {
@@ -221,13 +239,23 @@ impl Side {
 impl Effects {
     /// What a batch did.
     pub fn of(applied: &Applied) -> Effects {
-        let Head { time, revision, last_lease, module, .. } = applied.head;
+        let Head { time, revision, leases, term_began, history_first, event_bytes, .. } = applied.head;
+        let Tally { last, live, sessions } = leases;
+        let Head { settings, module, .. } = applied.head;
         let mut effects = Effects {
-            time_ms: time.0,
-            revision: revision.0,
-            last_lease,
+            numbers: vec![
+                time.0,
+                revision.0,
+                last,
+                live,
+                sessions,
+                term_began.0,
+                history_first.0,
+                event_bytes,
+            ],
+            settings: Side::value(&settings.encode_to_vec()),
             module: module.map_or(Side::default(), |module| Side::value(&module.0)),
-            outcomes: applied.outcomes.iter().map(outcome_side).collect(),
+            outcomes: applied.outcomes.iter().map(|first| outcome_side(&first.outcome)).collect(),
             rows: Vec::new(),
             left_off: 0,
         };
@@ -247,11 +275,6 @@ impl Effects {
     /// What differs: what clients saw first, then rows.
     fn differences(&self, leader: &Effects) -> Vec<Difference> {
         let mut found = Vec::new();
-        let numbers = [
-            ("clock", self.time_ms, leader.time_ms),
-            ("revision", self.revision, leader.revision),
-            ("last lease", self.last_lease, leader.last_lease),
-        ];
         let outcomes = self.outcomes.len().max(leader.outcomes.len());
         for offset in 0..outcomes {
             let side = |of: &Effects| of.outcomes.get(offset).copied().unwrap_or_default();
@@ -261,10 +284,12 @@ impl Effects {
             }
         }
         self.differing_rows(leader, &mut found);
-        for (what, here, there) in numbers {
-            if here != there {
-                found.push(difference(what, Side::of_number(here), Side::of_number(there)));
-            }
+        let numbers = NUMBERS.into_iter().zip(self.numbers.iter().zip(&leader.numbers));
+        for (what, (&here, &there)) in numbers.filter(|(_, (here, there))| here != there) {
+            found.push(difference(what, Side::of_number(here), Side::of_number(there)));
+        }
+        if self.settings != leader.settings {
+            found.push(difference("settings", self.settings, leader.settings));
         }
         if self.module != leader.module {
             found.push(difference("module", self.module, leader.module));
@@ -327,6 +352,7 @@ mod tests {
     use super::*;
     use crate::id::LogTime;
     use crate::machine::overlay::Write;
+    use crate::machine::session::First;
 
     fn write(table: Table, key: &str, value: Option<&str>) -> Write {
         let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
@@ -334,10 +360,13 @@ mod tests {
     }
 
     fn applied(answers: &[&str], writes: Vec<Write>) -> Applied {
-        let answer = |text: &&str| Outcome::Ok(Bytes::copy_from_slice(text.as_bytes()));
-        let outcomes: Vec<Outcome> = answers.iter().map(answer).collect();
         let head = Head { time: LogTime(5), ..Head::default() };
-        Applied { revisions: vec![head.revision; outcomes.len()], outcomes, writes, head, notes: Vec::new() }
+        let answer = |text: &&str| First {
+            index: head.index,
+            revision: head.revision,
+            outcome: Outcome::Ok(Bytes::copy_from_slice(text.as_bytes())),
+        };
+        Applied { outcomes: answers.iter().map(answer).collect(), writes, head, notes: Vec::new() }
     }
 
     fn compared(here: &Applied, leader: &Applied, agreed: Option<u64>) -> Explanation {

@@ -23,7 +23,7 @@ const LAY_OUT_AFTER_MS: u64 = 1_000;
 /// Leases whose end one operation proposes: bounds the batch when very many end together.
 const EXPIRE_MAX: usize = 1_000;
 
-/// It looks this often whether machines have granted a first lease; at those that have, in each round.
+/// It looks this often which machines have leases; at those, in each round.
 const SEARCH_ROUNDS: u32 = 5;
 
 /// When the keeper acts.
@@ -56,7 +56,7 @@ struct Keeper {
     /// The monotonic clock at the last flush.
     flushed_ms: u64,
     laid_out: bool,
-    /// The machines that had granted a lease when that was last looked at.
+    /// The machines that had leases when that was last looked at.
     leasing: Vec<Arc<Machine>>,
     rounds: u32,
 }
@@ -65,7 +65,7 @@ impl Keeper {
     fn round(&mut self, stopping: bool) -> Result<(), Fault> {
         if self.rounds.is_multiple_of(SEARCH_ROUNDS) {
             let machines = self.registry.all();
-            self.leasing = machines.iter().filter(|machine| has_granted_leases(machine)).cloned().collect();
+            self.leasing = machines.iter().filter(|machine| has_leases(machine)).cloned().collect();
         }
         self.rounds = self.rounds.wrapping_add(1);
         self.leasing.iter().try_for_each(|machine| self.end_due_leases(machine))?;
@@ -100,8 +100,8 @@ impl Keeper {
     }
 }
 
-fn has_granted_leases(machine: &Machine) -> bool {
-    machine.lane().is_some_and(|lane| lane.published().head.last_lease > 0)
+fn has_leases(machine: &Machine) -> bool {
+    machine.lane().is_some_and(|lane| lane.published().head.leases.live > 0)
 }
 
 /// Flushes the state and lets the log be cut behind it. For any thread: two at the same time do no harm,

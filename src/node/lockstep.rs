@@ -250,7 +250,10 @@ fn cost(batch: &Bytes, applied: &Applied) -> usize {
             }
     };
     let rows = applied.writes.iter().map(row).sum::<usize>();
-    BATCH_BYTES + batch.len() + rows + applied.outcomes.iter().map(outcome).sum::<usize>()
+    BATCH_BYTES
+        + batch.len()
+        + rows
+        + applied.outcomes.iter().map(|first| outcome(&first.outcome)).sum::<usize>()
 }
 
 /// The beacon of a replica that stands at `head`.
@@ -262,6 +265,8 @@ pub fn beacon(head: &Head) -> Operation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Revision;
+    use crate::machine::session::First;
     use crate::machine::view::Table;
 
     fn head(index: u64, hash: u8) -> Head {
@@ -269,15 +274,14 @@ mod tests {
     }
 
     fn batch(head: &Head) -> Batch {
-        Batch { time_ms: 0, operations: vec![beacon(head)] }
+        Batch { time_ms: 0, operations: vec![beacon(head)], begins_term: false }
     }
 
     /// Applies a batch that takes so many bytes, on a node with so many machines.
     fn pass(lockstep: &mut Lockstep, index: u64, bytes: usize, machines: usize) {
         let head = head(index, 7);
         lockstep.note(&head);
-        let applied =
-            Applied { outcomes: vec![], revisions: vec![], writes: vec![], head, notes: Vec::new() };
+        let applied = Applied { outcomes: vec![], writes: vec![], head, notes: Vec::new() };
         lockstep.keep(vec![0; bytes - BATCH_BYTES].into(), applied, machines);
     }
 
@@ -366,15 +370,12 @@ mod tests {
     fn answers_count_as_much_as_rows() {
         let long = Bytes::from(vec![0; 10_000]);
         let write = Write { table: Table::Store, key: b"k".to_vec(), value: Some(long.clone()) };
-        let with = |outcomes, writes| Applied {
-            outcomes,
-            revisions: vec![],
-            writes,
-            head: head(1, 7),
-            notes: Vec::new(),
-        };
+        let with = |outcomes, writes| Applied { outcomes, writes, head: head(1, 7), notes: Vec::new() };
         let none = cost(&Bytes::new(), &with(vec![], vec![]));
-        let answer = cost(&Bytes::new(), &with(vec![Outcome::Ok(long)], vec![]));
+        let answer = cost(
+            &Bytes::new(),
+            &with(vec![First { index: Index(1), revision: Revision(1), outcome: Outcome::Ok(long) }], vec![]),
+        );
         let row = cost(&Bytes::new(), &with(vec![], vec![write]));
         assert_eq!((none, answer, row), (BATCH_BYTES, answer, answer + 1));
         assert!(answer >= BATCH_BYTES + 10_000);

@@ -26,7 +26,7 @@ pub enum Queries {
     /// In parallel, in warm instances, on the published view.
     Stored(QueryPool),
     /// One after another, in a second instance that is fed the same inputs.
-    Resident(ResidentQueries),
+    Resident(Box<ResidentQueries>),
 }
 
 /// A machine that is open on this node, or whose module cannot be run here.
@@ -153,7 +153,7 @@ pub fn query_stored(
     let head = published.head;
     let seen =
         QueryView { index: head.index.0, time: published.time_ms(&stage.clock), revision: head.revision.0 };
-    let frame = Frame::for_query(published.view.clone(), seen);
+    let frame = Frame::for_query(published.view.clone(), seen, &head);
     match pool.query(frame, seen, request, budget).1 {
         Ending::Exhausted(_) => Ok(None),
         ending => answered(&head, ending).map(Some),

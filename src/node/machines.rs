@@ -73,7 +73,10 @@ impl Node {
         let created = match &known.open {
             // If nobody else can open it either, it would be tried for ever.
             Err(Closed::Broken(why)) if record.replicas.len() == 1 => Err(why.clone()),
-            _ => self.propose(group, Operation::create(module, record.configuration)).await,
+            _ => {
+                self.propose(group, Operation::create_settled(module, record.configuration, record.settings))
+                    .await
+            }
         };
         let failure = match created.map(|applied| applied.outcome) {
             Ok(Outcome::Ok(_)) => {

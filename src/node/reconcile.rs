@@ -161,7 +161,7 @@ fn open_parts(
         World::Stored => (Behavior::Stored(guest()), Queries::Stored(module.queries(seed))),
         World::Resident => {
             let saved = inner.stage.snapshots.latest(record.group())?.unwrap_or_default();
-            let queries = Queries::Resident(ResidentQueries::new(guest(), saved));
+            let queries = Queries::Resident(Box::new(ResidentQueries::new(guest(), saved)));
             (Behavior::Resident(Resident::new(guest())), queries)
         }
     };

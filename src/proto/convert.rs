@@ -31,6 +31,12 @@ impl From<HostCode> for v1::HostCode {
             HostCode::NotCreated => v1::HostCode::NotCreated,
             HostCode::UnknownLease => v1::HostCode::UnknownLease,
             HostCode::Invalid => v1::HostCode::Invalid,
+            HostCode::LeaseInUse => v1::HostCode::LeaseInUse,
+            HostCode::TooManyLeases => v1::HostCode::TooManyLeases,
+            HostCode::UnknownSession => v1::HostCode::UnknownSession,
+            HostCode::TooManySessions => v1::HostCode::TooManySessions,
+            HostCode::NumberPassed => v1::HostCode::NumberPassed,
+            HostCode::NumberAhead => v1::HostCode::NumberAhead,
         }
     }
 }
@@ -42,6 +48,12 @@ fn host_code(code: i32) -> Result<HostCode, Error> {
         Ok(v1::HostCode::NotCreated) => Ok(HostCode::NotCreated),
         Ok(v1::HostCode::UnknownLease) => Ok(HostCode::UnknownLease),
         Ok(v1::HostCode::Invalid) => Ok(HostCode::Invalid),
+        Ok(v1::HostCode::LeaseInUse) => Ok(HostCode::LeaseInUse),
+        Ok(v1::HostCode::TooManyLeases) => Ok(HostCode::TooManyLeases),
+        Ok(v1::HostCode::UnknownSession) => Ok(HostCode::UnknownSession),
+        Ok(v1::HostCode::TooManySessions) => Ok(HostCode::TooManySessions),
+        Ok(v1::HostCode::NumberPassed) => Ok(HostCode::NumberPassed),
+        Ok(v1::HostCode::NumberAhead) => Ok(HostCode::NumberAhead),
         Ok(v1::HostCode::Unspecified) | Err(_) => Err(odd(format_args!("host code {code}"))),
     }
 }
@@ -317,14 +329,7 @@ mod tests {
 
     #[test]
     fn every_outcome_of_a_command_crosses_the_wire() {
-        let codes = [
-            HostCode::Trapped,
-            HostCode::Exhausted,
-            HostCode::NotCreated,
-            HostCode::UnknownLease,
-            HostCode::Invalid,
-        ];
-        let mut outcomes: Vec<Outcome> = codes.into_iter().map(Outcome::Host).collect();
+        let mut outcomes: Vec<Outcome> = HostCode::ALL.into_iter().map(Outcome::Host).collect();
         outcomes.push(Outcome::Ok(Bytes::from_static(b"answer")));
         outcomes.push(Outcome::Ok(Bytes::new()));
         outcomes.push(Outcome::Refused(Refusal { code: 7, message: "no".into() }));

@@ -346,8 +346,9 @@ impl Group {
             let (index, term) = (Index(self.node.raft.raft_log.last_index() + 1), Term(self.node.raft.term));
             let held_bytes = batch.held_bytes();
             self.proposals.sent(index, term, batch.ids.clone(), held_bytes);
+            let begins_term = self.clock.is_fresh();
             let time_ms = self.clock.stamp(turn.now).0;
-            let data = Batch { time_ms, operations: batch.operations }.encode_to_vec();
+            let data = Batch { time_ms, operations: batch.operations, begins_term }.encode_to_vec();
             if self.node.propose(Vec::new(), data).is_ok() {
                 self.unsynced.add_batch();
                 turn.out.proposed.push(Proposed { group: self.id, index, term, ids: batch.ids });

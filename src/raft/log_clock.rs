@@ -17,6 +17,8 @@ pub(super) struct LogClock {
     start_monotonic_ms: u64,
     /// The last stamp given, or found in the log.
     last_ms: u64,
+    /// Whether a batch of this term was stamped.
+    stamped: bool,
 }
 
 impl LogClock {
@@ -32,6 +34,7 @@ impl LogClock {
             start_ms: now.wall_ms.max(last.0),
             start_monotonic_ms: now.monotonic_ms,
             last_ms: last.0,
+            stamped: false,
         };
     }
 
@@ -45,7 +48,13 @@ impl LogClock {
     pub(super) fn stamp(&mut self, now: Now) -> LogTime {
         let stamp = self.read(now);
         self.last_ms = stamp.0;
+        self.stamped = true;
         stamp
+    }
+
+    /// Whether the next stamp is the first of its term.
+    pub(super) fn is_fresh(&self) -> bool {
+        !self.stamped
     }
 }
 
@@ -71,7 +80,9 @@ mod tests {
         let mut clock = LogClock::default();
         clock.start(Term(1), at(0, 1_000), LogTime(0));
         clock.start(Term(2), at(5, 7_000), clock.read(at(5, 7_000)));
+        assert!(clock.is_fresh());
         assert_eq!(clock.stamp(at(6, 0)), LogTime(7_001));
+        assert!(!clock.is_fresh());
     }
 
     #[test]

@@ -70,7 +70,6 @@ pub fn description() -> String {
             contract::GET_MANY_BYTES_MAX,
             contract::SCAN_BYTES,
             contract::CHUNK_BYTES_MAX,
-            contract::LEASES_MAX as usize,
         ]
     )
 }

@@ -11,6 +11,7 @@ use super::engine::{Engine, EngineSettings};
 use super::instance::{GuestSettings, WasmGuest};
 use super::module::{LoadError, Module};
 use super::validate::{Limits, inspect};
+use crate::machine::batch::Head;
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Input, Instance, QueryView};
 use crate::machine::outcome::Context;
@@ -64,13 +65,13 @@ pub fn command(bytes: &[u8]) -> Input {
 
 /// Applies one command on an empty state.
 pub fn apply_once(instance: &mut dyn Instance, bytes: &[u8]) -> (Frame, Ending) {
-    let mut frame = Frame::for_batch(empty_view(), 0);
+    let mut frame = Frame::for_batch(empty_view(), &Head::default());
     frame.begin(context(0));
     instance.apply(frame, context(0), &command(bytes))
 }
 
 pub fn query_frame() -> Frame {
-    Frame::for_query(empty_view(), VIEW)
+    Frame::for_query(empty_view(), VIEW, &Head::default())
 }
 
 /// The guest's answer.

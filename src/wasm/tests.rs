@@ -26,11 +26,16 @@ fn a_put_is_read_back() {
         Operation::command(put.to_envelope().into()),
         Operation::command(Bytes::from_static(b"nonsense")),
     ];
-    let batch = Batch { time_ms: 1, operations };
+    let batch = Batch { time_ms: 1, operations, begins_term: false };
     let view = Arc::new(MemoryView::default());
     let applied = apply::stored(&Head::default(), Index(1), &batch, view, guest.as_mut()).unwrap();
-    assert!(matches!(applied.outcomes[1], Outcome::Ok(_)), "{:?} {:?}", applied.outcomes, applied.notes);
-    assert!(matches!(applied.outcomes[2], Outcome::Refused(_)), "{:?}", applied.outcomes);
+    assert!(
+        matches!(applied.outcomes[1].outcome, Outcome::Ok(_)),
+        "{:?} {:?}",
+        applied.outcomes,
+        applied.notes
+    );
+    assert!(matches!(applied.outcomes[2].outcome, Outcome::Refused(_)), "{:?}", applied.outcomes);
     assert_eq!(applied.head.revision.0, 2);
 
     let mut rows = MemoryView::default();
@@ -41,7 +46,7 @@ fn a_put_is_read_back() {
     let get = RangeRequest { key: b"k".into(), ..Default::default() }.to_envelope();
     let pool = module.queries([0; 32]);
     for _ in 0..3 {
-        let frame = Frame::for_query(Arc::new(rows.clone()), seen);
+        let frame = Frame::for_query(Arc::new(rows.clone()), seen, &applied.head);
         let (_, ending) = pool.query(frame, seen, &get, Budget { fuel: 10_000_000, epoch_ticks: 100 });
         let Ending::Answer(answer) = ending else { panic!("an answer was expected, not {ending:?}") };
         assert_eq!(RangeRequest::answer(&answer).unwrap().kvs[0].value, b"v");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use statehouse::error::Error;
 use statehouse::id::StateHash;
 use statehouse::node::Node;
 use statehouse::node::config::{Join, NodeConfig, PeerConfig};
@@ -106,8 +107,18 @@ impl Cluster {
     pub async fn start(&mut self, number: usize) {
         let member = &self.members[number];
         let config = self.config(&member.directory, &member.name, &member.peer_address);
-        let opening = tokio::time::timeout(PATIENCE, Node::open(config));
-        let node = opening.await.expect("it starts in time").unwrap();
+        let opening = async {
+            loop {
+                match Node::open(config.clone()).await {
+                    // A client that asks it at this moment holds its directory.
+                    Err(Error::FailedPrecondition(why)) if why.contains("in use by process") => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    opened => break opened.unwrap(),
+                }
+            }
+        };
+        let node = tokio::time::timeout(PATIENCE, opening).await.expect("it starts in time");
         self.members[number].node = Some(node);
     }
 

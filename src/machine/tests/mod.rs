@@ -33,6 +33,8 @@ scripts! {
     events
     leases
     lease_ends
+    client_leases
+    sessions
     limits
     reads
     clock

@@ -2,7 +2,6 @@
 //! else.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,12 +12,13 @@ use crate::error::Fault;
 use crate::id::{Digest, Index};
 use crate::machine::apply::{self, Applied};
 use crate::machine::batch::{Act, Batch, Expire, Head, Operation};
-use crate::machine::frame::limits::LEASES_MAX;
 use crate::machine::frame::{Frame, LeaseFailure};
+use crate::machine::lease::Tally;
 use crate::machine::outcome::{Context, HostCode, Outcome};
 use crate::machine::resident::{Halt, History, Resident, Saved};
+use crate::machine::settings::Settings;
 use crate::machine::settled::{self, Settled};
-use crate::machine::view::{Direction, MemoryView, Span, Table, View, Visitor};
+use crate::machine::view::MemoryView;
 
 /// An action on few keys, so that inputs meet.
 fn action() -> impl Strategy<Value = String> {
@@ -74,7 +74,7 @@ impl Stored {
     fn created() -> Stored {
         let mut machine = Stored::default();
         let create = Operation::create(Digest([7; 32]), Bytes::new());
-        machine.apply(&Batch { time_ms: 1_000, operations: vec![create] });
+        machine.apply(&Batch { time_ms: 1_000, operations: vec![create], begins_term: false });
         machine
     }
 
@@ -99,7 +99,11 @@ fn log_of(batches: &[(u64, Vec<(String, bool)>)]) -> Vec<Batch> {
         time_ms += pause;
         let expire = Act::Expire(Expire { leases: (1..9).collect() }).into();
         let commands = inputs.iter().map(|(text, _)| command(text));
-        log.push(Batch { time_ms, operations: std::iter::once(expire).chain(commands).collect() });
+        log.push(Batch {
+            time_ms,
+            operations: std::iter::once(expire).chain(commands).collect(),
+            begins_term: false,
+        });
     }
     log
 }
@@ -111,7 +115,7 @@ proptest! {
         for batch in log_of(&batches) {
             let (a, b) = (one.apply(&batch), other.apply(&batch));
             prop_assert_eq!(a.head.hash, b.head.hash);
-            prop_assert_eq!((a.outcomes, a.revisions, a.writes), (b.outcomes, b.revisions, b.writes));
+            prop_assert_eq!((a.outcomes, a.writes), (b.outcomes, b.writes));
         }
         prop_assert!(one.view.rows().eq(other.view.rows()));
     }
@@ -125,10 +129,11 @@ proptest! {
             without.operations.retain(|_| !guilty.next().expect("one for each operation"));
             let (a, b) = (all.apply(&batch), innocent.apply(&without));
             prop_assert_eq!(a.writes, b.writes);
-            prop_assert_eq!((a.head.revision, a.head.last_lease), (b.head.revision, b.head.last_lease));
-            let mut kept = b.outcomes.iter();
-            prop_assert_eq!(Some(&a.outcomes[0]), kept.next());
-            for (outcome, (text, guilty)) in a.outcomes[1..].iter().zip(inputs) {
+            prop_assert_eq!((a.head.revision, a.head.leases), (b.head.revision, b.head.leases));
+            let mut kept = b.outcomes.iter().map(|first| &first.outcome);
+            prop_assert_eq!(Some(&a.outcomes[0].outcome), kept.next());
+            for (first, (text, guilty)) in a.outcomes[1..].iter().zip(inputs) {
+                let outcome = &first.outcome;
                 if !guilty {
                     prop_assert_eq!(Some(outcome), kept.next());
                 } else if text.contains("refuse") {
@@ -233,7 +238,7 @@ impl LiveMachine {
 
     fn operate(&mut self, operation: Operation) -> Applied {
         let index = self.head.index.next();
-        let batch = Batch { time_ms: 1_000 + 10 * index.0, operations: vec![operation] };
+        let batch = Batch { time_ms: 1_000 + 10 * index.0, operations: vec![operation], begins_term: false };
         self.log.push((index, batch.clone()));
         let view = Arc::new(self.view.clone());
         let history = WholeLog(&self.log, &self.view);
@@ -251,33 +256,15 @@ impl LiveMachine {
     }
 }
 
-/// A view of a machine with many leases, made up as it is read.
-struct ManyLeases(u64);
-
-impl View for ManyLeases {
-    fn get(&self, _: Table, _: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        Ok(None)
-    }
-
-    fn scan(&self, table: Table, span: Span, _: Direction, visit: &mut Visitor) -> Result<(), Fault> {
-        for id in 1..=self.0 {
-            let key = [b"l".as_slice(), &id.to_be_bytes()].concat();
-            let inside = key.as_slice() >= span.start && span.end.is_none_or(|end| key.as_slice() < end);
-            if table == Table::Leases && inside && visit(&key, b"") == ControlFlow::Break(()) {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
 #[test]
 fn a_machine_has_as_many_leases_as_the_limit_and_no_more() {
-    let grant = |leases: u64| {
-        let mut frame = Frame::for_batch(Arc::new(ManyLeases(leases)), LEASES_MAX);
+    let grant = |live: u64| {
+        let settings = Settings { leases_max: Some(7), ..Settings::default() };
+        let head = Head { settings, leases: Tally { last: 20, live, sessions: 0 }, ..Head::default() };
+        let mut frame = Frame::for_batch(Arc::new(MemoryView::default()), &head);
         frame.begin(Context::default());
         frame.grant(1_000).expect("this is no limit of a call")
     };
-    assert_eq!(grant(LEASES_MAX - 1), Ok(LEASES_MAX + 1));
-    assert_eq!(grant(LEASES_MAX), Err(LeaseFailure::TooMany));
+    assert_eq!(grant(6), Ok(21));
+    assert_eq!(grant(7), Err(LeaseFailure::TooMany));
 }

@@ -5,6 +5,7 @@
 //! | `new stored`, `new resident` | begins a machine |
 //! | `new resident whimsical` | one whose guest may differ when it is made again |
 //! | `batch TIME` | applies the lines below as one batch: commands, or acts of the host that begin with `!` |
+//! | `term TIME` | the same, as the first batch of a new leader's term |
 //! | `query ACTIONS` | asks, at the state after the last batch |
 //! | `state` | prints all rows |
 //! | `save` | resident: takes a snapshot and drops the log that it covers |
@@ -25,13 +26,15 @@ use super::guest::{Memory, ScriptedGuest, short, text_of};
 use crate::error::Fault;
 use crate::id::{Digest, Index};
 use crate::machine::apply::{self, Applied, Note};
-use crate::machine::batch::{Act, Batch, Expire, Head, Operation, Verdict};
+use crate::machine::batch::{Act, Batch, Expire, Grant, Head, Numbered, Operation, Renew, Renewed, Verdict};
 use crate::machine::event::{self, Event, EventKind};
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Guest, QueryView};
-use crate::machine::lease::Lease;
-use crate::machine::outcome::{HostCode, Outcome};
+use crate::machine::lease::{Lease, Tally};
+use crate::machine::outcome::{HostCode, Outcome, OutcomeRow};
 use crate::machine::resident::{Halt, History, Reader, Resident, Saved};
+use crate::machine::session::First;
+use crate::machine::settings::Settings;
 use crate::machine::settled::{self, Settled};
 use crate::machine::view::{MemoryView, Table};
 
@@ -97,7 +100,9 @@ fn directive(world: &mut Option<World>, line: &str, input: &[&str]) -> String {
     }
     let world = world.as_mut().expect("a script begins with new");
     match name {
-        "batch" => world.batch(rest.parse().expect("a batch is given its time"), input),
+        "batch" | "term" => {
+            world.batch(rest.parse().expect("a batch is given its time"), input, name == "term")
+        }
         "query" => world.query(rest),
         "state" => world.state(),
         "save" => world.save(),
@@ -168,8 +173,9 @@ impl World {
         }
     }
 
-    fn batch(&mut self, time_ms: u64, input: &[&str]) -> String {
-        let batch = Batch { time_ms, operations: input.iter().map(|line| operation(line.trim())).collect() };
+    fn batch(&mut self, time_ms: u64, input: &[&str], begins_term: bool) -> String {
+        let operations = input.iter().map(|line| operation(line.trim())).collect();
+        let batch = Batch { time_ms, operations, begins_term };
         let waiting = self.stalled.back().map_or(self.head.index, |(index, _)| *index);
         let index = waiting.next();
         self.log.batches.push((index, batch.clone()));
@@ -261,7 +267,7 @@ impl World {
                 answered.expect("a guest that could be rebuilt before can be again").1
             }
             None => {
-                let frame = Frame::for_query(Arc::new(self.view.clone()), seen);
+                let frame = Frame::for_query(Arc::new(self.view.clone()), seen, &self.head);
                 let mut instance = self.guest.instance().expect("the scripted guest has no faults");
                 instance.query(frame, seen, request.as_bytes()).1
             }
@@ -367,6 +373,30 @@ fn operation(text: &str) -> Operation {
             };
             Act::Verdict(Verdict { index, offset: offset as u32, exhausted: rest.ends_with("exhausted") })
         }
+        "!grant" | "!session" => {
+            let numbers: Vec<u64> = numbers().collect();
+            let grant = Grant { ttl_ms: numbers[0], id: numbers.get(1).copied().unwrap_or_default() };
+            if name == "!grant" { Act::Grant(grant) } else { Act::OpenSession(grant) }
+        }
+        "!renew" => Act::Renew(Renew { leases: numbers().collect() }),
+        "!revoke" => Act::Revoke(numbers().next().expect("a lease")),
+        "!trim" => Act::Trim(numbers().next().expect("a revision")),
+        "!limit" => {
+            let numbers: Vec<Option<u64>> = rest.split(' ').map(|word| word.parse().ok()).collect();
+            Act::Configure(Settings {
+                leases_max: numbers[0],
+                sessions_max: numbers[1],
+                session_window: numbers[2],
+                ..Settings::default()
+            })
+        }
+        "!numbered" => {
+            let (numbers, command) = rest.split_once(": ").expect("numbers: command");
+            let numbers: Vec<u64> = numbers.split(' ').filter_map(|word| word.parse().ok()).collect();
+            let [session, number, acknowledged] = numbers[..] else { panic!("{text:?}: three numbers") };
+            let numbered = Numbered { session, number, acknowledged };
+            return Operation::numbered(Bytes::from(command.to_owned()), numbered);
+        }
         "!unknown" => return Operation::default(),
         _ => Act::Command(Bytes::from(text.to_owned())),
     };
@@ -379,8 +409,9 @@ fn line(out: &mut String, text: impl AsRef<str>) {
 }
 
 fn print_applied(out: &mut String, applied: &Applied, instances: u32) {
-    for (outcome, revision) in applied.outcomes.iter().zip(&applied.revisions) {
-        line(out, format!("{} @{revision}", outcome_text(outcome)));
+    for First { index, revision, outcome } in &applied.outcomes {
+        let before = if *index == applied.head.index { String::new() } else { format!(" of index {index}") };
+        line(out, format!("{} @{revision}{before}", outcome_text(outcome)));
     }
     for write in &applied.writes {
         for text in row_texts(write.table, &write.key, write.value.as_deref()) {
@@ -392,13 +423,15 @@ fn print_applied(out: &mut String, applied: &Applied, instances: u32) {
         let times = if same.len() > 1 { format!(", {} times", same.len()) } else { String::new() };
         line(out, format!("  {}{times}", same[0]));
     }
-    let Head { index, time, hash, last_lease, module, .. } = &applied.head;
+    let Head { index, time, hash, leases, module, .. } = &applied.head;
+    let Tally { last, live, sessions } = leases;
     let created = if module.is_some() { "created" } else { "not created" };
     let hash = &hash.to_string()[..8];
     line(
         out,
         format!(
-            "index {index} time {time} last lease {last_lease} {created} hash {hash} instances {instances}"
+            "index {index} time {time} leases {live}/{last} sessions {sessions} {created} hash {hash} \
+             instances {instances}"
         ),
     );
 }
@@ -415,6 +448,13 @@ fn note_text(note: &Note) -> String {
 fn outcome_text(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Ok(answer) if answer.is_empty() => "ok".to_owned(),
+        Outcome::Ok(answer) if answer.len() == 8 && answer[0] == 0 => {
+            format!("granted {}", Operation::granted(answer).unwrap_or_default())
+        }
+        Outcome::Ok(answer) if answer[0] == 0x0a => {
+            let renewed: Renewed = prost::Message::decode(answer.clone()).expect("the answer to a renewal");
+            format!("renewed {:?}", renewed.ttls_ms)
+        }
         Outcome::Ok(answer) => format!("ok {}", short(&text_of(answer))),
         Outcome::Refused(refusal) => format!("refused {} {}", refusal.code, short(&refusal.message)),
         Outcome::Host(code) => format!("{code:?}"),
@@ -467,11 +507,20 @@ fn lease_text(key: &[u8], value: Option<&[u8]>) -> String {
     let gone = if value.is_some() { "" } else { " gone" };
     match (key[0], value) {
         (b'l', Some(value)) => {
-            let Lease { ttl_ms, deadline_ms } = prost::Message::decode(value).expect("a lease's row");
-            format!("lease {} for {ttl_ms} ends at {deadline_ms}", number(1))
+            let lease: Lease = prost::Message::decode(value).expect("a lease's row");
+            let Lease { ttl_ms, deadline_ms, .. } = lease;
+            let whose = if lease.of_machine { "timer" } else { "lease" };
+            format!("{whose} {} for {ttl_ms} ends at {deadline_ms}", number(1))
         }
         (b'l', None) => format!("lease {} gone", number(1)),
-        (b'd', _) => format!("deadline {} of lease {}{gone}", number(1), number(9)),
+        (b's', Some(value)) => format!("session {} acknowledged {}", number(1), value.get(1).unwrap_or(&0)),
+        (b's', None) => format!("session {} gone", number(1)),
+        (b'o', Some(value)) => {
+            let First { index, outcome, .. } = OutcomeRow::read(value).expect("an outcome's row");
+            format!("outcome {} of session {}: {} at {index}", number(9), number(1), outcome_text(&outcome))
+        }
+        (b'o', None) => format!("outcome {} of session {} gone", number(9), number(1)),
+        (b'd', _) => format!("due {} lease {}{gone}", number(1), number(9)),
         (b'a', _) => format!("attached to {}: {}{gone}", number(1), text_of(&key[9..])),
         (b'k', Some(value)) => {
             let lease = u64::from_be_bytes(value.try_into().expect("8 bytes"));

@@ -5,9 +5,10 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::error::Error;
-use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, StateHash, Term};
 use crate::machine::batch::Operation;
-use crate::machine::outcome::{HostCode, Outcome, Refusal};
+use crate::machine::outcome::{Outcome, OutcomeRow};
+use crate::machine::session::First;
 use crate::node::explanation::{Effects, Explanation};
 use crate::node::request::{Answered, Applied, Consistency, NodeReport, ReplicaLog};
 use crate::raft::SnapshotHead;
@@ -306,7 +307,7 @@ pub enum Answer {
     Done(()),
     /// What became of an operation or a query.
     #[prost(message, tag = "2")]
-    Outcome(OutcomeWords),
+    Outcome(OutcomeRow),
     /// It failed.
     #[prost(message, tag = "3")]
     Failed(Failure),
@@ -325,22 +326,6 @@ pub enum Answer {
     /// Where two replicas' ways part.
     #[prost(message, tag = "8")]
     Compared(Compared),
-}
-
-/// What became of an operation or a query.
-#[derive(Clone, PartialEq, Message)]
-pub struct OutcomeWords {
-    #[prost(uint64, tag = "1")]
-    index: u64,
-    #[prost(uint64, tag = "2")]
-    revision: u64,
-    /// 0: ok, with `bytes`; 1: refused, with `code` and `bytes`; 2: ended by the host, with `code`.
-    #[prost(uint32, tag = "3")]
-    kind: u32,
-    #[prost(bytes = "bytes", tag = "4")]
-    bytes: Bytes,
-    #[prost(uint32, tag = "5")]
-    code: u32,
 }
 
 /// Why something failed.
@@ -416,12 +401,7 @@ fn not_understood() -> Error {
 impl From<Applied> for Answer {
     fn from(applied: Applied) -> Answer {
         let Applied { index, revision, outcome } = applied;
-        let (kind, bytes, code) = match outcome {
-            Outcome::Ok(bytes) => (0, bytes, 0),
-            Outcome::Refused(Refusal { code, message }) => (1, message.into(), code),
-            Outcome::Host(code) => (2, Bytes::new(), code as u32),
-        };
-        Answer::Outcome(OutcomeWords { index: index.0, revision: revision.0, kind, bytes, code })
+        Answer::Outcome(OutcomeRow::of(&First { index, revision, outcome }))
     }
 }
 
@@ -435,17 +415,9 @@ impl From<Answered> for Answer {
 impl Answer {
     /// What became of an operation.
     pub fn applied(self) -> Result<Applied, Error> {
-        let Answer::Outcome(words) = self else { return Err(not_understood()) };
-        let outcome = match words.kind {
-            0 => Outcome::Ok(words.bytes),
-            1 => Outcome::Refused(Refusal {
-                code: words.code,
-                message: String::from_utf8_lossy(&words.bytes).into_owned(),
-            }),
-            2 => Outcome::Host(HostCode::read(words.code).ok_or_else(not_understood)?),
-            _ => return Err(not_understood()),
-        };
-        Ok(Applied { index: Index(words.index), revision: Revision(words.revision), outcome })
+        let Answer::Outcome(row) = self else { return Err(not_understood()) };
+        let First { index, revision, outcome } = row.outcome().ok_or_else(not_understood)?;
+        Ok(Applied { index, revision, outcome })
     }
 
     /// The answer to a query.
@@ -515,6 +487,8 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Revision;
+    use crate::machine::outcome::{HostCode, Refusal};
 
     #[test]
     fn outcomes_come_back_as_they_went() {

@@ -206,7 +206,7 @@ mod tests {
 
     fn batch(index: u64, term: u64, time_ms: u64, ids: &[u64]) -> Entry {
         let operations = ids.iter().map(|&id| command(ProposalId(id), 0)).collect();
-        let data = Batch { time_ms, operations }.encode_to_vec().into();
+        let data = Batch { time_ms, operations, begins_term: false }.encode_to_vec().into();
         Entry { index: Index(index), term: Term(term), kind: EntryKind::Batch, data }
     }
 

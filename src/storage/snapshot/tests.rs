@@ -3,7 +3,9 @@
 use std::io::{Read, Write};
 
 use super::*;
-use crate::id::{Digest, LeaseId, LogTime, Revision, StateHash};
+use crate::id::{Digest, LogTime, Revision, StateHash};
+use crate::machine::lease::Tally;
+use crate::machine::settings::Settings;
 use crate::machine::view::Table;
 use crate::storage::damage::{cuts, flips};
 use crate::storage::state::{Opened, StateSizes};
@@ -15,7 +17,11 @@ fn head(index: u64) -> Head {
         revision: Revision(9),
         hash: StateHash([3; 32]),
         module: Some(Digest([4; 32])),
-        last_lease: LeaseId(2).0,
+        leases: Tally { last: 2, live: 1, sessions: 1 },
+        term_began: LogTime(3),
+        history_first: Revision(2),
+        event_bytes: 9,
+        settings: Settings { leases_max: Some(4), ..Settings::default() },
     }
 }
 
