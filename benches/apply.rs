@@ -17,7 +17,7 @@ use statehouse::machine::view::MemoryView;
 use statehouse::wasm::{Compiler, Engine, EngineSettings, GuestSettings, Limits, Module, inspect};
 use statehouse_kv::memory::Memory;
 use statehouse_kv::messages::PutRequest;
-use statehouse_kv::{Call, Input};
+use statehouse_kv::{Call, Input, Moment};
 
 const KV: &[u8] = include_bytes!("../guests/kv/kv.component.wasm");
 
@@ -27,6 +27,10 @@ fn puts(count: usize) -> Vec<Bytes> {
         PutRequest { key, value: vec![b'v'; 256], ..Default::default() }.to_envelope().into()
     };
     (0..count).map(put).collect()
+}
+
+fn at(revision: u64) -> Moment {
+    Moment { revision, time_ms: 1 }
 }
 
 /// The kv machine, created and otherwise empty.
@@ -70,14 +74,14 @@ fn bench(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("native", count), &commands, |bencher, commands| {
             let fresh = || {
                 let mut memory = Memory::default();
-                statehouse_kv::apply(&mut memory, 2, Input::Created(b"")).expect("it is created");
+                statehouse_kv::apply(&mut memory, at(2), Input::Created(b"")).expect("it is created");
                 memory
             };
             let run = |mut memory: Memory| {
                 for (number, command) in commands.iter().enumerate() {
-                    let revision = number as u64 + 2;
                     let input = Input::Command(black_box(command));
-                    black_box(statehouse_kv::apply(&mut memory, revision, input).expect("it applies"));
+                    let applied = statehouse_kv::apply(&mut memory, at(number as u64 + 2), input);
+                    black_box(applied.expect("it applies"));
                 }
                 memory
             };

@@ -8,6 +8,8 @@ mod grpc;
 mod hinted;
 #[path = "cli/killed.rs"]
 mod killed;
+#[path = "cli/leases.rs"]
+mod leases;
 #[path = "cli/process.rs"]
 mod process;
 #[path = "cli/refusals.rs"]

@@ -8,13 +8,15 @@
 //! - `serve`, `dev`: run a node; `running`: what both have in common
 //! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `status`: talk to one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
-//! - `payload`, `output`: arguments that stand for bytes; how data is shown; `telemetry`: the log and traces
+//! - `payload`, `duration`: arguments that stand for bytes and times; `output`: how data is shown;
+//!   `telemetry`: the log and traces
 //! - `explain`: why a replica halted, for people
 
 mod apply;
 mod compile_module;
 mod completions;
 mod dev;
+mod duration;
 mod explain;
 mod kv;
 mod machine;
@@ -329,6 +331,8 @@ mod tests {
             "statehouse query NAME - --hex --consistency lease",
             "statehouse kv put K V",
             "statehouse kv --machine other put K -1",
+            "statehouse kv put K V --ttl 30s",
+            "statehouse kv put K V --lease 7",
             "statehouse kv get K --prefix --rev 4 --limit 10",
             "statehouse kv del K --prefix",
             "statehouse kv txn @FILE",
@@ -354,6 +358,11 @@ mod tests {
             "statehouse status --endpoints nowhere",
             "statehouse status --timeout 0",
             "statehouse kv compact many",
+            "statehouse kv put K V --ttl 30",
+            "statehouse kv put K V --ttl 0s",
+            "statehouse kv put K V --ttl 3651d",
+            "statehouse kv put K V --ttl 30s --lease 7",
+            "statehouse kv put K V --lease 0",
             "statehouse machine create NAME",
             "statehouse machine create NAME --module builtin:kv --replicas 8",
             "statehouse serve --bootstrap --join a:1",

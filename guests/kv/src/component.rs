@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::host::{EventKind, Host, Input, Pair, Read, UnknownLease};
+use crate::host::{EventKind, Host, Input, Moment, Pair, Read, TooManyLeases, UnknownLease};
 use crate::refusal::Refusal;
 
 wit_bindgen::generate!({ world: "stored", path: "../../wit" });
@@ -44,6 +44,14 @@ impl Host for Imports {
         events::emit(kind, key, value);
     }
 
+    fn grant(&mut self, ttl_ms: u64) -> Result<u64, TooManyLeases> {
+        leases::grant(ttl_ms).map_err(|_| TooManyLeases)
+    }
+
+    fn revoke(&mut self, lease: u64) -> Result<(), UnknownLease> {
+        leases::revoke(lease).map_err(|_| UnknownLease)
+    }
+
     fn attach(&mut self, lease: u64, key: &[u8]) -> Result<(), UnknownLease> {
         leases::attach(lease, key).map_err(|_| UnknownLease)
     }
@@ -64,17 +72,18 @@ struct Component;
 
 impl Guest for Component {
     fn apply(context: types::Context, input: types::Input) -> Result<Vec<u8>, types::Refusal> {
+        let moment = Moment { revision: context.revision, time_ms: context.time };
         let input = match &input {
             types::Input::Created(configuration) => Input::Created(configuration),
             types::Input::Command(command) => Input::Command(command),
             types::Input::LeaseEnded(end) => Input::LeaseEnded { lease: end.lease, keys: &end.keys },
             types::Input::Upgraded(_) => Input::Upgraded,
         };
-        Ok(crate::apply(&mut Imports, context.revision, input)?)
+        Ok(crate::apply(&mut Imports, moment, input)?)
     }
 
     fn query(view: types::View, request: Vec<u8>) -> Result<Vec<u8>, types::Refusal> {
-        Ok(crate::query(&Imports, view.revision, &request)?)
+        Ok(crate::query(&Imports, Moment { revision: view.revision, time_ms: view.time }, &request)?)
     }
 }
 

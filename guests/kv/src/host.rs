@@ -7,9 +7,24 @@
 /// A pair of the host's ordered map.
 pub type Pair = (Vec<u8>, Vec<u8>);
 
+/// Where an input or a query stands in the machine's history: the part of the contract's `context` and
+/// `view` that this machine goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Of an input: the revision that its events will carry. Of a query: that of the last input that
+    /// emitted events.
+    pub revision: u64,
+    /// The log's clock, in milliseconds. Times to live are judged by it.
+    pub time_ms: u64,
+}
+
 /// The lease does not exist, or no longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownLease;
+
+/// The machine has as many leases as its host allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyLeases;
 
 /// What watchers are told of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +48,7 @@ pub trait Read {
     fn remaining_ms(&self, lease: u64) -> Result<u64, UnknownLease>;
 }
 
-/// Writes, events and lease attachments: what one input does, all or nothing.
+/// Writes, events and leases: what one input does, all or nothing.
 pub trait Host: Read {
     /// Sets `key` to `value`.
     fn set(&mut self, key: &[u8], value: &[u8]);
@@ -43,6 +58,12 @@ pub trait Host: Read {
 
     /// Tells watchers.
     fn emit(&mut self, kind: EventKind, key: &[u8], value: &[u8]);
+
+    /// A new lease of so many milliseconds from the time of the input.
+    fn grant(&mut self, ttl_ms: u64) -> Result<u64, TooManyLeases>;
+
+    /// Ends a lease without an input, and unties its keys.
+    fn revoke(&mut self, lease: u64) -> Result<(), UnknownLease>;
 
     /// Ties `key` to `lease`, and to no other.
     fn attach(&mut self, lease: u64, key: &[u8]) -> Result<(), UnknownLease>;

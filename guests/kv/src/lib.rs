@@ -19,16 +19,17 @@
 //! ```
 //! use statehouse_kv::memory::Memory;
 //! use statehouse_kv::messages::{PutRequest, RangeRequest};
-//! use statehouse_kv::{Call, Input, apply, query};
+//! use statehouse_kv::{Call, Input, Moment, apply, query};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut host = Memory::default();
 //! let put = PutRequest { key: b"colour".into(), value: b"green".into(), ..Default::default() };
-//! let answer = apply(&mut host, 2, Input::Command(&put.to_envelope()))?;
+//! let moment = |revision| Moment { revision, time_ms: 1_000 };
+//! let answer = apply(&mut host, moment(2), Input::Command(&put.to_envelope()))?;
 //! assert_eq!(PutRequest::answer(&answer)?.header.unwrap_or_default().revision, 2);
 //!
 //! let get = RangeRequest { key: b"colour".into(), ..Default::default() };
-//! let found = RangeRequest::answer(&query(&host, 2, &get.to_envelope())?)?;
+//! let found = RangeRequest::answer(&query(&host, moment(2), &get.to_envelope())?)?;
 //! assert_eq!(found.kvs[0].value, b"green");
 //! # Ok(())
 //! # }
@@ -46,12 +47,29 @@
 //!   is refused as `duplicate key`; etcd overlooks it, and with `ignore_value` crashes. An unknown target
 //!   or result of a compare is refused; etcd takes it for true.
 //! - Keys that sort as equals come in key order; in etcd their order is undefined.
-//! - A key whose lease has run out is left out of queries of the present at once, before the deletion
-//!   arrives.
+//! - A put may give its key a time to live of its own ([below](#time-to-live)).
 //! - One input changes at most 10,000 keys and writes at most 16 MiB; what would be more is refused, with a
 //!   word about the limit. The same holds for an answer over 4 MiB. What an ended lease leaves beyond that,
 //!   and superseded versions after a compaction, are removed in steps with later inputs.
 //! - A range always counts its keys, so it reads all of them: a limit bounds the answer, not the work.
+//!
+//! # Time to live
+//! A put with [`ttl_ms`](messages::PutRequest::ttl_ms), a field that etcd does not have, gives its key an end
+//! of its own: the machine grants a lease for it and keeps the deadline in the key's row. In answers and
+//! events the key is an ordinary `KeyValue` with that lease as its `lease`, and with the deadline in a field
+//! that clients of etcd skip.
+//!
+//! - From its deadline on the key is invisible: to queries by the time of the view, to commands by that of
+//!   the input, in reads, comparisons and deletions. A put then finds it absent, so it starts at version 1.
+//! - It is removed, and watchers are told by a deletion, when the end of its lease arrives as an input: a
+//!   moment later, or after a change of leaders, which prolongs all leases, after up to a third of its time.
+//! - A read at a revision that it names shows the store as it was at that revision, expired keys too: so what
+//!   was read once can be read again, and watchers can be told what a deletion deleted.
+//! - Each put says anew: without `ttl_ms` the time to live is over; `ignore_lease` keeps it as it is.
+//! - The lease is the key's own: to tie another key to it is refused, and it goes when the key does. A client
+//!   that revokes it at the host deletes the key; renewing it changes nothing but when the key is removed.
+//! - A key with a *client's* lease stays visible until that lease's end is in the log: its client may renew
+//!   the lease until then, and a key must not come back.
 //!
 //! # Layout
 //! - [`messages`]: etcd's messages; [`Kind`], [`Call`]: their envelope; [`Refusal`]: its errors
@@ -74,7 +92,7 @@ mod wire;
 mod write;
 
 pub use command::{Call, Kind};
-pub use host::{EventKind, Host, Input, Pair, Read, UnknownLease};
+pub use host::{EventKind, Host, Input, Moment, Pair, Read, TooManyLeases, UnknownLease};
 pub use refusal::{Refusal, code};
 
 use command::decode;
@@ -95,15 +113,17 @@ pub const WRITE_BYTES_MAX: usize = 16 << 20;
 pub const VALUE_BYTES_MAX: usize = 4 << 20;
 /// The contract's limit on an answer.
 pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// The longest time to live of a key: 10 years of 365 days.
+pub const TTL_MS_MAX: u64 = 10 * 365 * 24 * 3_600 * 1_000;
 /// The memory that sorting may take before the limit of a range has thinned it out.
 const SORT_BYTES_MAX: usize = 32 << 20;
 
-/// Changes the machine by one input. `revision` is the one that its events will carry.
+/// Changes the machine by one input.
 ///
 /// # Errors
 /// A refusal; the host then undoes what was written.
-pub fn apply<H: Host>(host: &mut H, revision: u64, input: Input<'_>) -> Result<Vec<u8>, Refusal> {
-    let mut writer = Writer::new(host, i64::try_from(revision).unwrap_or(i64::MAX));
+pub fn apply<H: Host>(host: &mut H, moment: Moment, input: Input<'_>) -> Result<Vec<u8>, Refusal> {
+    let mut writer = Writer::new(host, i64::try_from(moment.revision).unwrap_or(i64::MAX), moment.time_ms);
     match input {
         Input::Created(configuration) => {
             if !configuration.is_empty() {
@@ -123,12 +143,16 @@ pub fn apply<H: Host>(host: &mut H, revision: u64, input: Input<'_>) -> Result<V
             Ok(Vec::new())
         }
         Input::Upgraded => {
-            let found = Meta::read(writer.host)?.format;
-            if found > Meta::FORMAT {
-                Err(Refusal::newer_format(found, Meta::FORMAT))
-            } else {
-                Ok(Vec::new())
+            let mut meta = Meta::read(writer.host)?;
+            if meta.format > Meta::FORMAT {
+                return Err(Refusal::newer_format(meta.format, Meta::FORMAT));
             }
+            if meta.format < Meta::FORMAT {
+                // Every row of an older format is one of this; a component of the older must not come back.
+                meta.format = Meta::FORMAT;
+                writer.set_meta(&meta)?;
+            }
+            Ok(Vec::new())
         }
     }
 }
@@ -163,13 +187,13 @@ fn first_fault<H: Host>(writer: &Writer<'_, H>, put: &PutRequest, refusal: Refus
     if lease_fault && refusal == Refusal::KEY_NOT_FOUND { Refusal::LEASE_NOT_FOUND } else { refusal }
 }
 
-/// Answers from the machine's state. `revision` is the one of the last input that emitted events.
+/// Answers from the machine's state.
 ///
 /// # Errors
 /// A refusal.
-pub fn query<R: Read>(host: &R, revision: u64, request: &[u8]) -> Result<Vec<u8>, Refusal> {
-    let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-    let reader = Reader { host, begin: revision, now: revision, hide_expired: true };
+pub fn query<R: Read>(host: &R, moment: Moment, request: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let revision = i64::try_from(moment.revision).unwrap_or(i64::MAX);
+    let reader = Reader { host, begin: revision, now: revision, time_ms: moment.time_ms, hide_ended: true };
     let (kind, request) = Kind::split(request)?;
     match kind {
         Kind::Range => range(&reader, request),

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::host::{EventKind, Host, Pair, Read, UnknownLease};
+use crate::host::{EventKind, Host, Pair, Read, TooManyLeases, UnknownLease};
 use crate::{EVENTS_MAX, LEASE_CHANGES_MAX, VALUE_BYTES_MAX, WRITE_BYTES_MAX};
 
 const KEY_BYTES_MAX: usize = 64 << 10;
@@ -38,23 +38,32 @@ pub struct Memory {
     pub rows: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The leases that exist.
     pub leases: BTreeMap<u64, Lease>,
+    /// The lease of each key that is attached to one.
+    holders: BTreeMap<Vec<u8>, u64>,
+    /// The last lease that was granted. No id is used twice.
+    pub last_lease: u64,
+    /// How many leases there may be; none: any number.
+    pub leases_max: Option<usize>,
     /// The events of the input at hand.
     pub events: Vec<Emitted>,
     /// The contract's measure of what the input at hand has written.
     pub written_bytes: usize,
-    /// Attachments changed by the input at hand.
+    /// Leases and attachments changed by the input at hand.
     pub lease_changes: usize,
 }
 
 impl Memory {
-    /// Grants a lease.
-    pub fn grant(&mut self, lease: u64, remaining_ms: u64) {
-        self.leases.insert(lease, Lease { remaining_ms, keys: BTreeSet::new() });
+    /// Grants a lease to a client.
+    pub fn grant_to_client(&mut self, remaining_ms: u64) -> u64 {
+        self.last_lease += 1;
+        self.leases.insert(self.last_lease, Lease { remaining_ms, keys: BTreeSet::new() });
+        self.last_lease
     }
 
     /// Ends a lease, and gives the keys that were attached: what `lease-ended` carries.
     pub fn end_lease(&mut self, lease: u64) -> Vec<Vec<u8>> {
-        self.leases.remove(&lease).unwrap_or_default().keys.into_iter().collect()
+        let keys = self.leases.remove(&lease).unwrap_or_default().keys;
+        keys.into_iter().inspect(|key| _ = self.holders.remove(key)).collect()
     }
 
     /// Begins the next input and gives the events of the last.
@@ -71,11 +80,14 @@ impl Memory {
         assert!(self.written_bytes <= WRITE_BYTES_MAX, "writing {} bytes would trap", self.written_bytes);
     }
 
-    fn change_lease(&mut self, key: &[u8]) {
-        assert!((1..=KEY_BYTES_MAX).contains(&key.len()), "a key of {} bytes would trap", key.len());
+    fn change_lease(&mut self) {
         self.lease_changes += 1;
         assert!(self.lease_changes <= LEASE_CHANGES_MAX, "{} lease changes would trap", self.lease_changes);
-        for lease in self.leases.values_mut() {
+    }
+
+    fn untie(&mut self, key: &[u8]) {
+        assert!((1..=KEY_BYTES_MAX).contains(&key.len()), "a key of {} bytes would trap", key.len());
+        if let Some(lease) = self.holders.remove(key).and_then(|id| self.leases.get_mut(&id)) {
             lease.keys.remove(key);
         }
     }
@@ -130,16 +142,39 @@ impl Host for Memory {
         assert!(self.events.len() <= EVENTS_MAX, "{} events would trap", self.events.len());
     }
 
-    fn attach(&mut self, lease: u64, key: &[u8]) -> Result<(), UnknownLease> {
+    fn grant(&mut self, ttl_ms: u64) -> Result<u64, TooManyLeases> {
+        self.change_lease();
+        if self.leases.len() >= self.leases_max.unwrap_or(usize::MAX) {
+            return Err(TooManyLeases);
+        }
+        Ok(self.grant_to_client(ttl_ms))
+    }
+
+    fn revoke(&mut self, lease: u64) -> Result<(), UnknownLease> {
+        self.change_lease();
         if !self.leases.contains_key(&lease) {
             return Err(UnknownLease);
         }
-        self.change_lease(key);
+        // The contract counts the keys that the lease lets go of.
+        for key in self.end_lease(lease) {
+            self.write(&key, &[]);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, lease: u64, key: &[u8]) -> Result<(), UnknownLease> {
+        self.change_lease();
+        if !self.leases.contains_key(&lease) {
+            return Err(UnknownLease);
+        }
+        self.untie(key);
         self.leases.entry(lease).or_default().keys.insert(key.to_vec());
+        self.holders.insert(key.to_vec(), lease);
         Ok(())
     }
 
     fn detach(&mut self, key: &[u8]) {
-        self.change_lease(key);
+        self.change_lease();
+        self.untie(key);
     }
 }

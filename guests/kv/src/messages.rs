@@ -1,7 +1,9 @@
 //! The protobuf messages of etcd's v3 KV service, with etcd's names and field numbers.
 //!
 //! They are written by hand instead of generated, so that the guest needs no protobuf compiler to build.
-//! What must never change here is a field number: clients of etcd have these bytes.
+//! What must never change here is a field number: clients of etcd have these bytes. What is not etcd's has
+//! numbers from 1000 on, far from those that etcd may still use: its clients never send them, and skip them
+//! in answers.
 
 use prost::{Enumeration, Message, Oneof};
 
@@ -26,6 +28,10 @@ pub struct KeyValue {
     /// The lease that the key is attached to, 0 for none.
     #[prost(int64, tag = "6")]
     pub lease: i64,
+    /// Not etcd's: when the key's own time to live ends, in milliseconds of the log's clock; 0 for a key
+    /// without one. `lease` is then the key's own, which ends with it.
+    #[prost(uint64, tag = "1000")]
+    pub expires_at_ms: u64,
 }
 
 /// What happened to a key (`mvccpb.Event`).
@@ -177,9 +183,13 @@ pub struct PutRequest {
     /// Keep the value; the key must exist.
     #[prost(bool, tag = "5")]
     pub ignore_value: bool,
-    /// Keep the lease; the key must exist.
+    /// Keep the lease, and with it the time to live; the key must exist.
     #[prost(bool, tag = "6")]
     pub ignore_lease: bool,
+    /// Not etcd's: the key's own time to live in milliseconds, 1 to [`TTL_MS_MAX`](crate::TTL_MS_MAX); none:
+    /// the key has no such end, also if it had one before. Excludes `lease` and `ignore_lease`.
+    #[prost(uint64, optional, tag = "1000")]
+    pub ttl_ms: Option<u64>,
 }
 
 /// The answer to a put.

@@ -25,20 +25,43 @@ pub(crate) struct Reader<'h, R> {
     pub begin: i64,
     /// The store's revision with the request's own writes.
     pub now: i64,
-    /// Whether keys of leases that have run out are left out of reads of the present.
-    pub hide_expired: bool,
+    /// The log's clock: reads of the present leave out keys whose own time to live has ended by then.
+    pub time_ms: u64,
+    /// Whether they leave out, too, what is still to be deleted of leases that have ended: so in queries.
+    pub hide_ended: bool,
 }
 
-/// Leases that were asked about during one read.
-#[derive(Default)]
-struct Expiry {
-    known: BTreeMap<i64, bool>,
+/// Which keys one read of the present leaves out.
+struct Hidden<'r, 'h, R> {
+    reader: &'r Reader<'h, R>,
+    /// Whether there are ended leases with keys still to be deleted, once that was looked up.
+    purging: Option<bool>,
+    /// Leases that were asked about while there are: whether they have ended.
+    ended: BTreeMap<i64, bool>,
 }
 
-impl Expiry {
-    fn expired<R: Read>(&mut self, host: &R, lease: i64) -> bool {
-        lease != 0
-            && *self.known.entry(lease).or_insert_with(|| !matches!(host.remaining_ms(lease as u64), Ok(1..)))
+impl<'r, 'h, R: Read> Hidden<'r, 'h, R> {
+    fn new(reader: &'r Reader<'h, R>) -> Hidden<'r, 'h, R> {
+        Hidden { reader, purging: None, ended: BTreeMap::new() }
+    }
+
+    #[inline]
+    fn hides(&mut self, version: &Version<'_>) -> Result<bool, Refusal> {
+        if version.lease == 0 || version.owns_lease() || !self.reader.hide_ended {
+            return Ok(version.expired(self.reader.time_ms));
+        }
+        self.has_ended(version.lease)
+    }
+
+    /// A lease that has run out is no reason yet: until its end is in the log, its client may renew it.
+    fn has_ended(&mut self, lease: i64) -> Result<bool, Refusal> {
+        let host = self.reader.host;
+        let purging = match self.purging {
+            Some(purging) => purging,
+            None => *self.purging.insert(Meta::read(host)?.purging),
+        };
+        let ended = |lease| host.remaining_ms(lease as u64).is_err();
+        Ok(purging && *self.ended.entry(lease).or_insert_with_key(|&lease| ended(lease)))
     }
 }
 
@@ -75,7 +98,12 @@ impl<R: Read> Reader<'_, R> {
         match (at, keys) {
             (Some(revision), _) if revision < self.now => self.visit_past(keys, revision, take),
             (None, Keys::One(key)) => self.visit_one(key, take),
-            _ => self.visit_present(keys, self.hide_expired && at.is_none(), take),
+            // A revision that is named shows what was there at that time, and goes on doing so.
+            (Some(_), _) => self.visit_current(keys, |_| Ok(false), take),
+            (None, _) => {
+                let mut hidden = Hidden::new(self);
+                self.visit_current(keys, |version| hidden.hides(version), take)
+            }
         }
     }
 
@@ -90,23 +118,22 @@ impl<R: Read> Reader<'_, R> {
         }
         let Some(row) = self.host.get(&rows::current(key)) else { return Ok(()) };
         let version = parse(&row)?;
-        if !(self.hide_expired && Expiry::default().expired(self.host, version.lease)) {
+        if !Hidden::new(self).hides(&version)? {
             take(&row, version)?;
         }
         Ok(())
     }
 
-    fn visit_present(
+    fn visit_current(
         &self,
         keys: Keys<'_>,
-        hide_expired: bool,
+        mut hides: impl FnMut(&Version<'_>) -> Result<bool, Refusal>,
         mut take: impl FnMut(&[u8], Version<'_>) -> Result<Enough, Refusal>,
     ) -> Result<(), Refusal> {
-        let mut expiry = Expiry::default();
         let mut cursor = keys.current_rows();
         while let Some((_, row)) = cursor.next(self.host) {
             let version = parse(&row)?;
-            if hide_expired && expiry.expired(self.host, version.lease) {
+            if hides(&version)? {
                 continue;
             }
             if take(&row, version)? == Enough::Yes {

@@ -12,9 +12,9 @@ pub mod code {
     pub const INVALID_ARGUMENT: u32 = 3;
     /// There is no such lease.
     pub const NOT_FOUND: u32 = 5;
-    /// The request is larger than one input may be.
+    /// The request is larger than one input may be; no lease is left.
     pub const RESOURCE_EXHAUSTED: u32 = 8;
-    /// The store was left by a newer version.
+    /// The store was left by a newer version; a lease that is a key's own.
     pub const FAILED_PRECONDITION: u32 = 9;
     /// A revision that is gone or not there yet.
     pub const OUT_OF_RANGE: u32 = 11;
@@ -44,6 +44,12 @@ impl Refusal {
         Refusal { code, message: Cow::Borrowed(message) }
     }
 
+    /// A time to live together with a lease, named or kept.
+    pub const TTL_AND_LEASE: Refusal = Refusal::etcd(
+        code::INVALID_ARGUMENT,
+        "statehouse: a put has either ttl_ms or a lease (lease, ignore_lease): a time to live is its own \
+         lease",
+    );
     /// A request without a key.
     pub const EMPTY_KEY: Refusal = Refusal::etcd(code::INVALID_ARGUMENT, "etcdserver: key is not provided");
     /// `ignore_value` or `ignore_lease` on a key that is not there; a transaction step without a request.
@@ -96,6 +102,29 @@ impl Refusal {
             code: code::INVALID_ARGUMENT,
             message: format!("statehouse: malformed kv request: {what}").into(),
         }
+    }
+
+    /// A time to live of no time, or of too much.
+    pub fn ttl_out_of_range(ttl_ms: u64, max: u64) -> Refusal {
+        let message =
+            format!("statehouse: a time to live of {ttl_ms} ms: it may be 1 to {max} ms (10 years)");
+        Refusal { code: code::INVALID_ARGUMENT, message: message.into() }
+    }
+
+    /// A put that names the lease of another put's time to live.
+    pub fn owned_lease(lease: i64) -> Refusal {
+        let message = format!(
+            "statehouse: lease {lease} belongs to the time to live of one key: grant a lease for others, \
+             or keep it on its key with ignore_lease"
+        );
+        Refusal { code: code::FAILED_PRECONDITION, message: message.into() }
+    }
+
+    /// No lease is left for a time to live.
+    pub fn too_many_leases() -> Refusal {
+        let message = "statehouse: the machine has as many leases as its limit allows, and a time to live \
+                       takes one: delete keys with a time to live, revoke leases, or raise the limit";
+        Refusal { code: code::RESOURCE_EXHAUSTED, message: message.into() }
     }
 
     /// A key that no row can hold.

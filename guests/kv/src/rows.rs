@@ -5,6 +5,7 @@
 //! | `c` key | the current version of a key: an encoded `KeyValue` |
 //! | `h` escaped key, 0, 1, revision | the version that `revision` (8 bytes, big-endian) put an end to |
 //! | `p` lease (8 bytes, big-endian) | an ended lease with keys still to be deleted: their span |
+//! | `t` lease (8 bytes, big-endian) | a lease that a key owns for its time to live; no other may use it |
 //! | `m` | format, last compaction, and how far its removal has come |
 //!
 //! A history row is named by the revision that *ended* its version. So a read of a key at revision R is the
@@ -23,6 +24,7 @@ pub(crate) const ROW_KEY_BYTES_MAX: usize = 64 << 10;
 const CURRENT: u8 = b'c';
 const HISTORY: u8 = b'h';
 const PURGE: u8 = b'p';
+const OWNED: u8 = b't';
 const META: &[u8] = b"m";
 const KEY_END: [u8; 2] = [0, 1];
 
@@ -82,6 +84,13 @@ pub(crate) fn ended_by(row: &[u8]) -> Option<i64> {
 pub(crate) fn purge(lease: u64) -> Vec<u8> {
     let mut row = vec![PURGE];
     row.extend_from_slice(&lease.to_be_bytes());
+    row
+}
+
+/// The row that says that a key owns `lease`.
+pub(crate) fn owned(lease: u64) -> [u8; 9] {
+    let mut row = [OWNED; 9];
+    row[1..].copy_from_slice(&lease.to_be_bytes());
     row
 }
 
@@ -245,8 +254,8 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    /// The layout described above.
-    pub const FORMAT: u32 = 1;
+    /// The layout described above. Format 1 had no times to live.
+    pub const FORMAT: u32 = 2;
 
     /// Reads the row; a store without one is new.
     pub fn read<R: Read>(host: &R) -> Result<Meta, Refusal> {

@@ -16,7 +16,7 @@ use crate::refusal::Refusal;
 use crate::rows::Keys;
 use crate::wire;
 use crate::write::Writer;
-use crate::{ANSWER_BYTES_MAX, OPERATIONS_MAX};
+use crate::{ANSWER_BYTES_MAX, OPERATIONS_MAX, TTL_MS_MAX};
 
 /// Refuses a range that no store could answer.
 pub(crate) fn check_range(request: &RangeRequest) -> Result<(), Refusal> {
@@ -36,6 +36,18 @@ pub(crate) fn check_put(request: &PutRequest) -> Result<(), Refusal> {
         Err(Refusal::VALUE_PROVIDED)
     } else if request.ignore_lease && request.lease != 0 {
         Err(Refusal::LEASE_PROVIDED)
+    } else if let Some(ttl_ms) = request.ttl_ms {
+        check_ttl(request, ttl_ms)
+    } else {
+        Ok(())
+    }
+}
+
+fn check_ttl(request: &PutRequest, ttl_ms: u64) -> Result<(), Refusal> {
+    if !(1..=TTL_MS_MAX).contains(&ttl_ms) {
+        Err(Refusal::ttl_out_of_range(ttl_ms, TTL_MS_MAX))
+    } else if request.lease != 0 || request.ignore_lease {
+        Err(Refusal::TTL_AND_LEASE)
     } else {
         Ok(())
     }

@@ -135,7 +135,7 @@ fn note_rest<H: Host>(writer: &mut Writer<'_, H>, lease: u64, keys: &[Vec<u8>]) 
 fn delete_of_lease<H: Host>(writer: &mut Writer<'_, H>, lease: u64, row_key: &[u8]) -> Result<(), Refusal> {
     let Some(row) = writer.host.get(row_key) else { return Ok(()) };
     if Version::parse(&row).ok_or(Refusal::DAMAGED)?.lease as u64 == lease {
-        writer.delete(row_key, &row, false)?;
+        writer.delete_unleased(row_key, &row)?;
     }
     Ok(())
 }
@@ -160,7 +160,7 @@ fn purge_step<H: Host>(writer: &mut Writer<'_, H>, meta: &mut Meta) -> Result<()
         span.next = version.key.to_vec();
         span.next.push(0);
         if version.lease as u64 == lease {
-            writer.delete(&row_key, &row, false)?;
+            writer.delete_unleased(&row_key, &row)?;
         }
         bytes += row.len();
         if enough(writer) || bytes >= STEP.bytes_max {

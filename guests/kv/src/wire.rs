@@ -112,7 +112,11 @@ pub(crate) struct Version<'a> {
     pub version: i64,
     pub value: &'a [u8],
     pub lease: i64,
+    pub expires_at_ms: u64,
 }
+
+/// The number of `expires_at_ms` in a `KeyValue`.
+const EXPIRES: u32 = 1000;
 
 impl<'a> Version<'a> {
     /// Reads a row that [`Version::encode`] wrote; anything else is `None`.
@@ -127,22 +131,36 @@ impl<'a> Version<'a> {
                 (4, Field::Number(count)) => version.version = count as i64,
                 (5, Field::Bytes(value)) => version.value = value,
                 (6, Field::Number(lease)) => version.lease = lease as i64,
+                (tag, Field::Number(time_ms)) if tag == u64::from(EXPIRES) => version.expires_at_ms = time_ms,
                 _ => return None,
             }
         }
         Some(version)
     }
 
+    /// Whether its own time to live has ended by `time_ms`.
+    #[inline]
+    pub fn expired(&self, time_ms: u64) -> bool {
+        self.expires_at_ms != 0 && self.expires_at_ms <= time_ms
+    }
+
+    /// Whether its lease is its own: granted for its time to live, and for nothing else.
+    #[inline]
+    pub fn owns_lease(&self) -> bool {
+        self.expires_at_ms != 0
+    }
+
     /// The bytes of the message, fields in the order of their numbers as every encoder of etcd writes them.
     pub fn encode(&self) -> Vec<u8> {
-        // Two lengths of at most 5 bytes, four numbers of at most 10, six tags.
-        let mut out = Vec::with_capacity(self.key.len() + self.value.len() + 56);
+        // Two lengths of at most 5 bytes, five numbers of at most 10, six tags of one byte and one of two.
+        let mut out = Vec::with_capacity(self.key.len() + self.value.len() + 68);
         bytes_field(&mut out, 1, self.key);
         int_field(&mut out, 2, self.create_revision);
         int_field(&mut out, 3, self.mod_revision);
         int_field(&mut out, 4, self.version);
         bytes_field(&mut out, 5, self.value);
         int_field(&mut out, 6, self.lease);
+        int_field(&mut out, EXPIRES, self.expires_at_ms as i64);
         out
     }
 }

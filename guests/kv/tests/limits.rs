@@ -19,7 +19,7 @@ fn command(run: &mut Run, request: &impl Call) -> Result<Vec<u8>, Refusal> {
 
 fn count(run: &Run, request: RangeRequest) -> i64 {
     let request = RangeRequest { count_only: true, ..request };
-    let answer = query(&run.host, run.revision, &request.to_envelope()).unwrap();
+    let answer = query(&run.host, run.view(), &request.to_envelope()).unwrap();
     RangeRequest::answer(&answer).unwrap().count
 }
 
@@ -110,7 +110,7 @@ fn a_range_over_4_mib_is_refused_and_a_limit_helps() {
         (RangeRequest { sort_order: 2, sort_target: 4, limit: 42, ..everything() }, false),
         (RangeRequest { sort_order: 1, sort_target: 3, keys_only: true, ..everything() }, true),
     ] {
-        let answer = query(&run.host, run.revision, &request.to_envelope());
+        let answer = query(&run.host, run.view(), &request.to_envelope());
         assert_eq!(answer.is_ok(), fits, "{request:?}");
         if let Err(refusal) = answer {
             assert_eq!(refusal.code, code::RESOURCE_EXHAUSTED);
@@ -133,7 +133,7 @@ fn sorting_with_a_limit_keeps_few_rows_and_the_right_ones() {
     let mut run = Run::default();
     fill(&mut run, 0, 5_000, 0, 8);
     let request = RangeRequest { sort_order: 2, sort_target: 3, limit: 3, ..everything() };
-    let answer = query(&run.host, run.revision, &request.to_envelope()).unwrap();
+    let answer = query(&run.host, run.view(), &request.to_envelope()).unwrap();
     let answer = RangeRequest::answer(&answer).unwrap();
     let revisions: Vec<i64> = answer.kvs.iter().map(|kv| kv.mod_revision).collect();
     assert_eq!((revisions, answer.more, answer.count), (vec![5_001, 5_000, 4_999], true, 5_000));
@@ -209,7 +209,7 @@ fn a_large_compaction_counts_at_once_and_frees_its_rows_by_and_by() {
     assert!(run.status().compacting);
     assert_eq!(run.status().compact_revision, first);
     let get = RangeRequest { revision: first - 1, ..everything() };
-    assert_eq!(query(&run.host, run.revision, &get.to_envelope()), Err(Refusal::COMPACTED));
+    assert_eq!(query(&run.host, run.view(), &get.to_envelope()), Err(Refusal::COMPACTED));
     assert_eq!(count(&run, RangeRequest { revision: first, ..everything() }), 2_000);
 
     // A second compaction comes while the first is still being done: what the pass has left behind goes in
@@ -270,7 +270,7 @@ fn a_key_with_many_versions_does_not_slow_its_past() {
     fill(&mut run, 8, 9, 0, 1);
     for revision in [2, 3, 65, 66, 67, 500, 999, 1_000, 1_001, 1_002] {
         let request = RangeRequest { revision, ..everything() };
-        let answer = query(&run.host, run.revision, &request.to_envelope()).unwrap();
+        let answer = query(&run.host, run.view(), &request.to_envelope()).unwrap();
         let answer = RangeRequest::answer(&answer).unwrap();
         assert_eq!(answer.kvs[0].mod_revision, revision.min(1_001));
         assert_eq!(answer.count, 1 + i64::from(revision == 1_002));
@@ -280,8 +280,8 @@ fn a_key_with_many_versions_does_not_slow_its_past() {
 #[test]
 fn a_store_of_a_newer_format_is_refused_by_name() {
     let mut run = Run::default();
-    run.host.rows.insert(b"m".to_vec(), vec![1 << 3, 2]);
+    run.host.rows.insert(b"m".to_vec(), vec![1 << 3, 3]);
     let refusal = run.input(Input::Upgraded).unwrap_err();
     assert_eq!(refusal.code, code::FAILED_PRECONDITION);
-    assert!(refusal.message.contains("format 2"), "{refusal}");
+    assert!(refusal.message.contains("format 3"), "{refusal}");
 }

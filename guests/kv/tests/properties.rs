@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use statehouse_kv::memory::Memory;
 use statehouse_kv::messages::*;
-use statehouse_kv::{Input, Kind, apply, query};
+use statehouse_kv::{Input, Kind, Moment, TTL_MS_MAX, apply, query};
 
 /// Keys that are near each other in every way the layout must tell apart.
 fn key() -> impl Strategy<Value = Vec<u8>> {
@@ -40,7 +40,17 @@ fn revision() -> impl Strategy<Value = i64> {
 }
 
 fn lease() -> impl Strategy<Value = i64> {
-    prop_oneof![6 => Just(0), 5 => 1..6i64, 1 => Just(-7)]
+    prop_oneof![6 => Just(0), 5 => 1..12i64, 1 => Just(-7)]
+}
+
+/// Some end while the acts go on, some never; few are none.
+fn ttl() -> impl Strategy<Value = Option<u64>> {
+    prop_oneof![
+        12 => Just(None),
+        6 => (1..60u64).prop_map(Some),
+        2 => Just(Some(TTL_MS_MAX)),
+        1 => select(vec![0, TTL_MS_MAX + 1, u64::MAX]).prop_map(Some),
+    ]
 }
 
 fn value() -> impl Strategy<Value = Vec<u8>> {
@@ -76,11 +86,12 @@ prop_compose! {
     fn put()(
         key in key(), value in value(), lease in lease(), prev_kv in any::<bool>(),
         ignore_value in prop::bool::weighted(0.15), ignore_lease in prop::bool::weighted(0.15),
-        consistent in prop::bool::weighted(0.9),
+        consistent in prop::bool::weighted(0.9), ttl_ms in ttl(),
     ) -> PutRequest {
         let value = if ignore_value && consistent { Vec::new() } else { value };
-        let lease = if ignore_lease && consistent { 0 } else { lease };
-        PutRequest { key, value, lease, prev_kv, ignore_value, ignore_lease }
+        let lease = if (ignore_lease || ttl_ms.is_some()) && consistent { 0 } else { lease };
+        let ttl_ms = ttl_ms.filter(|_| !(ignore_lease && consistent));
+        PutRequest { key, value, lease, prev_kv, ignore_value, ignore_lease, ttl_ms }
     }
 }
 
@@ -136,6 +147,7 @@ enum Act {
     Grant,
     RunOut(u64),
     EndLease(u64),
+    Wait(u64),
     Upgrade,
 }
 
@@ -145,8 +157,9 @@ fn act() -> impl Strategy<Value = Act> {
         10 => request().prop_map(Act::Query),
         1 => (0..40i64, any::<bool>()).prop_map(|(revision, physical)| Act::Compact(revision, physical)),
         3 => Just(Act::Grant),
-        2 => (1..6u64).prop_map(Act::RunOut),
-        1 => (1..6u64).prop_map(Act::EndLease),
+        2 => (1..12u64).prop_map(Act::RunOut),
+        2 => (1..12u64).prop_map(Act::EndLease),
+        6 => (1..30u64).prop_map(Act::Wait),
         1 => Just(Act::Upgrade),
     ]
 }
@@ -168,12 +181,13 @@ fn perform(run: &mut Run, act: &Act) {
         Act::Command(request) => drop(run.command(request)),
         Act::Query(request) if reads(request) => drop(run.query(request)),
         Act::Query(request) => {
-            assert!(query(&run.host, run.revision, &model::envelope(request)).is_err(), "{request:?}");
+            assert!(query(&run.host, run.view(), &model::envelope(request)).is_err(), "{request:?}");
         }
         Act::Compact(revision, physical) => drop(run.compact(*revision, *physical)),
         Act::Grant => _ = run.grant(),
         Act::RunOut(lease) => run.run_out(*lease),
         Act::EndLease(lease) => run.end_lease(*lease),
+        Act::Wait(ms) => run.wait(*ms),
         Act::Upgrade => assert_eq!(run.input(Input::Upgraded), Ok((Vec::new(), Vec::new()))),
     }
 }
@@ -226,9 +240,10 @@ proptest! {
         damaged[at] ^= bytes.first().copied().unwrap_or(1);
         let short = damaged[..at].to_vec();
         for input in [garbage, damaged, short] {
-            let _ = apply(&mut host, 2, Input::Command(&input));
+            let moment = Moment { revision: 2, time_ms: 1_000 };
+            let _ = apply(&mut host, moment, Input::Command(&input));
             let _ = host.next_input();
-            let _ = query(&host, 2, &input);
+            let _ = query(&host, moment, &input);
         }
     }
 
@@ -248,8 +263,8 @@ proptest! {
         for byte in 0..run.host.rows[&row].len() {
             let mut host = run.host.clone();
             host.rows.get_mut(&row).expect("the row")[byte] ^= flip;
-            let _ = query(&host, run.revision, &model::envelope(&probe));
-            let _ = apply(&mut host, run.revision + 1, Input::Command(&model::envelope(&probe)));
+            let _ = query(&host, run.view(), &model::envelope(&probe));
+            let _ = apply(&mut host, run.context(), Input::Command(&model::envelope(&probe)));
         }
     }
 }
@@ -271,6 +286,7 @@ fn nesting_without_end_is_refused() {
         bytes
     });
     let bytes = Kind::Txn.envelope(&encode.expect("a thread").join().expect("bytes"));
-    let refusal = apply(&mut Memory::default(), 2, Input::Command(&bytes)).expect_err("too deep");
+    let refusal = apply(&mut Memory::default(), Moment { revision: 2, time_ms: 0 }, Input::Command(&bytes))
+        .expect_err("too deep");
     assert_eq!(refusal.code, statehouse_kv::code::INVALID_ARGUMENT);
 }

@@ -13,7 +13,7 @@ use statehouse_kv::messages::{
 };
 
 use super::query::Freshness;
-use super::{Global, Shown, output};
+use super::{Global, Shown, duration, output};
 use crate::machine::outcome::Outcome;
 
 /// Use a machine of the module `builtin:kv`: a store of keys with revisions, as etcd's
@@ -36,14 +36,9 @@ enum Action {
     /// Write a key; prints the revision
     #[command(after_help = "Examples:\n  \
             statehouse kv put colour green\n  \
-            statehouse kv put temperature -4")]
-    Put {
-        /// The key; any bytes
-        key: OsString,
-        /// The value; any bytes
-        #[arg(allow_negative_numbers = true)]
-        value: OsString,
-    },
+            statehouse kv put temperature -4\n  \
+            statehouse kv put session/7 open --ttl 30s")]
+    Put(Put),
     /// Read a key; prints its value, or with --prefix a line for each key
     #[command(after_help = "Ends with 1 if there is no such key; a prefix may have none.\n\n\
             Examples:\n  \
@@ -76,6 +71,22 @@ enum Action {
 }
 
 #[derive(Debug, Args)]
+struct Put {
+    /// The key; any bytes
+    key: OsString,
+    /// The value; any bytes
+    #[arg(allow_negative_numbers = true)]
+    value: OsString,
+    /// Let the key end after this time, unless it is put again: 500ms, 10s, 5m, 2h, 30d
+    #[arg(long, value_name = "TIME", value_parser = duration::ttl_ms)]
+    ttl: Option<u64>,
+    /// Attach the key to this lease: it is deleted when the lease ends
+    #[arg(long, value_name = "ID", conflicts_with = "ttl")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    lease: Option<u64>,
+}
+
+#[derive(Debug, Args)]
 struct Get {
     /// The key
     key: OsString,
@@ -96,7 +107,7 @@ impl Kv {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let store = Store { global, machine: self.machine };
         match self.action {
-            Action::Put { key, value } => store.put(key.into_vec(), value.into_vec()).await,
+            Action::Put(put) => store.put(put).await,
             Action::Get(get) => store.get(get).await,
             Action::Del { key, prefix } => store.delete(key.into_vec(), prefix).await,
             Action::Txn(txn) => {
@@ -138,8 +149,15 @@ impl Store<'_> {
         if self.global.json && refused { show() } else { Ok(()) }
     }
 
-    async fn put(&self, key: Vec<u8>, value: Vec<u8>) -> anyhow::Result<()> {
-        let request = PutRequest { key, value, ..PutRequest::default() };
+    async fn put(&self, put: Put) -> anyhow::Result<()> {
+        let request = PutRequest {
+            key: put.key.into_vec(),
+            value: put.value.into_vec(),
+            // The same 64 bits, as etcd has them.
+            lease: put.lease.unwrap_or_default() as i64,
+            ttl_ms: put.ttl,
+            ..PutRequest::default()
+        };
         let answer = self.apply(&request).await?;
         let revision = revision_of(answer.header.as_ref());
         if self.global.json {
@@ -219,6 +237,7 @@ fn pair_json(pair: &KeyValue) -> Value {
         "mod_revision": pair.mod_revision,
         "version": pair.version,
         "lease": pair.lease,
+        "expires_at_ms": (pair.expires_at_ms != 0).then_some(pair.expires_at_ms),
     })
 }
 

@@ -9,7 +9,7 @@ use statehouse_kv::messages::{
 };
 
 use super::{pair_json, range_json, revision_of, span};
-use crate::cli::{Usage, payload};
+use crate::cli::{Usage, duration, payload};
 
 pub const HELP: &str = "\
 The transaction is JSON. If all of `compare` hold, `success` is done, else `failure`:
@@ -20,7 +20,8 @@ The transaction is JSON. If all of `compare` hold, `success` is done, else `fail
     \"failure\": [{\"get\": {\"key\": \"colour\"}}]
   }
 A target is value, version, create_revision, mod_revision or lease; `is` is one of = != < >.
-A step is a put, get, delete or txn. A key that is not there has the version 0.
+A step is a put, get, delete or txn. A put may have a \"ttl\" (\"30s\") or a \"lease\" (a number).
+A key that is not there has the version 0.
 Bytes that are not text are written {\"hex\": \"00ff\"}.
 
 Examples:
@@ -129,6 +130,8 @@ struct Put {
     value: Blob,
     #[serde(default)]
     lease: i64,
+    #[serde(default)]
+    ttl: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -200,10 +203,11 @@ impl Condition {
 impl Step {
     fn message(self) -> anyhow::Result<RequestOp> {
         let request = match self {
-            Step::Put(Put { key, value, lease }) => Request::RequestPut(PutRequest {
+            Step::Put(Put { key, value, lease, ttl }) => Request::RequestPut(PutRequest {
                 key: key.bytes()?,
                 value: value.bytes()?,
                 lease,
+                ttl_ms: ttl.as_deref().map(duration::ttl_ms).transpose().map_err(Usage)?,
                 ..PutRequest::default()
             }),
             Step::Get(Range { key, prefix }) => {
@@ -283,6 +287,8 @@ mod tests {
             r#"{"compare": [{"key": "a", "target": "version", "is": "=", "value": "4"}]}"#,
             r#"{"compare": [{"key": "a", "target": "version", "is": "==", "value": 4}]}"#,
             r#"{"success": [{"get": {"key": {"hex": "0"}}}]}"#,
+            r#"{"success": [{"put": {"key": "a", "value": "b", "ttl": "0s"}}]}"#,
+            r#"{"success": [{"put": {"key": "a", "value": "b", "ttl": 30}}]}"#,
         ] {
             let error = parse(bad.as_bytes()).err().unwrap_or_else(|| panic!("{bad} is understood"));
             assert!(error.downcast_ref::<Usage>().is_some(), "{bad}: {error}");

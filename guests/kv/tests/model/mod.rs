@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prost::Message;
 use statehouse_kv::memory::Memory;
 use statehouse_kv::messages::*;
-use statehouse_kv::{Call, EventKind, Input, Refusal, apply, query};
+use statehouse_kv::{Call, EventKind, Input, Moment, Refusal, TTL_MS_MAX, apply, query};
 
 pub type Key = Vec<u8>;
 type Map = BTreeMap<Key, KeyValue>;
@@ -22,8 +22,31 @@ pub struct Model {
     /// The map at revision 1, 2 and so on.
     pub past: Vec<Map>,
     pub compacted: i64,
-    /// Milliseconds left; a lease that ended is not in it.
-    pub leases: BTreeMap<i64, u64>,
+    /// The log's clock.
+    pub time_ms: u64,
+    pub leases: Leases,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Leases {
+    /// Those that have not ended.
+    pub live: BTreeSet<i64>,
+    /// Of these, those that keys own for their time to live.
+    pub owned: BTreeSet<i64>,
+    pub last: i64,
+}
+
+impl Leases {
+    fn grant(&mut self) -> i64 {
+        self.last += 1;
+        self.live.insert(self.last);
+        self.last
+    }
+
+    fn end(&mut self, lease: i64) {
+        self.live.remove(&lease);
+        self.owned.remove(&lease);
+    }
 }
 
 /// One input on its way.
@@ -31,8 +54,7 @@ struct Work<'a> {
     model: &'a Model,
     map: Map,
     events: Vec<Event>,
-    /// In a query: leave out what has run out.
-    hide: bool,
+    leases: Leases,
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {
@@ -49,7 +71,7 @@ fn within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
 
 impl Model {
     pub fn new() -> Model {
-        Model { past: vec![Map::new()], compacted: -1, leases: BTreeMap::new() }
+        Model { past: vec![Map::new()], compacted: -1, time_ms: 1_000, leases: Leases::default() }
     }
 
     pub fn revision(&self) -> i64 {
@@ -60,8 +82,8 @@ impl Model {
         self.past.last().expect("there is always the first revision")
     }
 
-    fn work(&self, hide: bool) -> Work<'_> {
-        Work { model: self, map: self.now().clone(), events: Vec::new(), hide }
+    fn work(&self) -> Work<'_> {
+        Work { model: self, map: self.now().clone(), events: Vec::new(), leases: self.leases.clone() }
     }
 
     /// A command, and the events it makes.
@@ -69,13 +91,14 @@ impl Model {
         check(request, 128)?;
         if let Request::RequestPut(put) = request
             && put.lease != 0
-            && !self.leases.contains_key(&put.lease)
+            && !self.leases.live.contains(&put.lease)
         {
             return Err(Refusal::LEASE_NOT_FOUND);
         }
-        let mut work = self.work(false);
+        let mut work = self.work();
         let answer = work.request(request)?;
         let (map, events) = (work.map, work.events);
+        self.leases = work.leases;
         if !events.is_empty() {
             self.past.push(map);
         }
@@ -84,7 +107,7 @@ impl Model {
 
     pub fn query(&self, request: &Request) -> Answer<Response> {
         check(request, 128)?;
-        self.work(true).request(request)
+        self.work().request(request)
     }
 
     pub fn compact(&mut self, revision: i64) -> Answer<CompactionResponse> {
@@ -99,8 +122,8 @@ impl Model {
     }
 
     pub fn end_lease(&mut self, lease: i64) -> Vec<Event> {
-        self.leases.remove(&lease);
-        let mut work = self.work(false);
+        self.leases.end(lease);
+        let mut work = self.work();
         let keys: Vec<Key> =
             work.map.values().filter(|kv| kv.lease == lease).map(|kv| kv.key.clone()).collect();
         for key in keys {
@@ -144,13 +167,13 @@ impl Work<'_> {
             Request::RequestRange(range) => Ok(Response::ResponseRange(self.range(range)?)),
             Request::RequestPut(put) => Ok(Response::ResponsePut(self.put(put)?)),
             Request::RequestDeleteRange(delete) => {
-                let keys: Vec<Key> = self
-                    .map
-                    .keys()
-                    .filter(|key| within(key, &delete.key, &delete.range_end))
-                    .cloned()
-                    .collect();
+                let within = |kv: &&KeyValue| within(&kv.key, &delete.key, &delete.range_end);
+                let there = self.map.values().filter(within).filter(|kv| self.visible(kv));
+                let keys: Vec<Key> = there.map(|kv| kv.key.clone()).collect();
                 let gone: Vec<KeyValue> = keys.iter().map(|key| self.delete(key)).collect();
+                for kv in gone.iter().filter(|kv| kv.expires_at_ms != 0) {
+                    self.leases.end(kv.lease);
+                }
                 Ok(Response::ResponseDeleteRange(DeleteRangeResponse {
                     header: header(self.now()),
                     deleted: gone.len() as i64,
@@ -170,13 +193,18 @@ impl Work<'_> {
     }
 
     fn put(&mut self, put: &PutRequest) -> Answer<PutResponse> {
-        let old = self.map.get(&put.key).cloned();
+        let stored = self.map.get(&put.key).cloned();
+        let old = stored.clone().filter(|kv| self.visible(kv));
         if old.is_none() && (put.ignore_value || put.ignore_lease) {
             return Err(Refusal::KEY_NOT_FOUND);
         }
-        if put.lease != 0 && !self.model.leases.contains_key(&put.lease) {
+        if self.leases.owned.contains(&put.lease) {
+            return Err(Refusal::owned_lease(put.lease));
+        }
+        if put.lease != 0 && !self.leases.live.contains(&put.lease) {
             return Err(Refusal::LEASE_NOT_FOUND);
         }
+        let (lease, expires_at_ms) = self.put_leases(put, &stored.unwrap_or_default());
         let revision = self.begin() + 1;
         let before = old.clone().unwrap_or_default();
         let new = KeyValue {
@@ -185,11 +213,26 @@ impl Work<'_> {
             mod_revision: revision,
             version: before.version + 1,
             value: if put.ignore_value { before.value } else { put.value.clone() },
-            lease: if put.ignore_lease { before.lease } else { put.lease },
+            lease,
+            expires_at_ms,
         };
         self.map.insert(put.key.clone(), new.clone());
         self.events.push(Event { r#type: EventType::Put as i32, kv: Some(new), prev_kv: None });
         Ok(PutResponse { header: header(revision), prev_kv: old.filter(|_| put.prev_kv) })
+    }
+
+    /// The lease and the deadline of a put.
+    fn put_leases(&mut self, put: &PutRequest, stored: &KeyValue) -> (i64, u64) {
+        if put.ignore_lease {
+            return (stored.lease, stored.expires_at_ms);
+        }
+        if stored.expires_at_ms != 0 {
+            self.leases.end(stored.lease);
+        }
+        let Some(ttl_ms) = put.ttl_ms else { return (put.lease, 0) };
+        let lease = self.leases.grant();
+        self.leases.owned.insert(lease);
+        (lease, self.model.time_ms + ttl_ms)
     }
 
     fn delete(&mut self, key: &Key) -> KeyValue {
@@ -199,7 +242,7 @@ impl Work<'_> {
     }
 
     fn visible(&self, kv: &KeyValue) -> bool {
-        !self.hide || kv.lease == 0 || self.model.leases.get(&kv.lease).is_some_and(|&left| left > 0)
+        kv.expires_at_ms == 0 || kv.expires_at_ms > self.model.time_ms
     }
 
     fn range(&self, range: &RangeRequest) -> Answer<RangeResponse> {
@@ -306,6 +349,15 @@ fn check(request: &Request, left: usize) -> Answer<()> {
         Request::RequestPut(put) if put.key.is_empty() => Err(Refusal::EMPTY_KEY),
         Request::RequestPut(put) if put.ignore_value && !put.value.is_empty() => Err(Refusal::VALUE_PROVIDED),
         Request::RequestPut(put) if put.ignore_lease && put.lease != 0 => Err(Refusal::LEASE_PROVIDED),
+        Request::RequestPut(PutRequest { ttl_ms: Some(ttl_ms), lease, ignore_lease, .. }) => {
+            if *ttl_ms == 0 || *ttl_ms > TTL_MS_MAX {
+                Err(Refusal::ttl_out_of_range(*ttl_ms, TTL_MS_MAX))
+            } else if *lease != 0 || *ignore_lease {
+                Err(Refusal::TTL_AND_LEASE)
+            } else {
+                Ok(())
+            }
+        }
         Request::RequestDeleteRange(delete) if delete.key.is_empty() => Err(Refusal::EMPTY_KEY),
         Request::RequestTxn(txn) => {
             check_txn(txn, left)?;
@@ -385,18 +437,32 @@ pub struct Run {
     pub host: Memory,
     pub revision: u64,
     pub model: Model,
-    next_lease: u64,
 }
 
 impl Default for Run {
     fn default() -> Run {
-        let mut run = Run { host: Memory::default(), revision: 1, model: Model::new(), next_lease: 1 };
+        let mut run = Run { host: Memory::default(), revision: 1, model: Model::new() };
         assert_eq!(run.input(Input::Created(b"")), Ok((Vec::new(), Vec::new())));
         run
     }
 }
 
 impl Run {
+    /// Where a query stands.
+    pub fn view(&self) -> Moment {
+        Moment { revision: self.revision, time_ms: self.model.time_ms }
+    }
+
+    /// Where the next input stands.
+    pub fn context(&self) -> Moment {
+        Moment { revision: self.revision + 1, time_ms: self.model.time_ms }
+    }
+
+    /// The log's clock goes on.
+    pub fn wait(&mut self, ms: u64) {
+        self.model.time_ms += ms;
+    }
+
     /// One input as the host does it: all or nothing. Gives the answer and the events.
     pub fn input(&mut self, input: Input) -> Result<(Vec<u8>, Vec<Event>), Refusal> {
         let before = self.host.clone();
@@ -412,7 +478,8 @@ impl Run {
     }
 
     fn unguarded(&mut self, input: Input) -> Result<(Vec<u8>, Vec<Event>), Refusal> {
-        let outcome = apply(&mut self.host, self.revision + 1, input);
+        let moment = self.context();
+        let outcome = apply(&mut self.host, moment, input);
         let emitted = self.host.next_input();
         let answer = outcome?;
         self.revision += u64::from(!emitted.is_empty());
@@ -443,7 +510,7 @@ impl Run {
     /// A query that both must answer alike.
     pub fn query(&self, request: &Request) -> Answer<Response> {
         let expected = self.model.query(request);
-        let found = query(&self.host, self.revision, &envelope(request)).map(|bytes| read(request, &bytes));
+        let found = query(&self.host, self.view(), &envelope(request)).map(|bytes| read(request, &bytes));
         assert_eq!(found, expected, "query {request:?}");
         expected
     }
@@ -461,10 +528,8 @@ impl Run {
     }
 
     pub fn grant(&mut self) -> u64 {
-        let lease = self.next_lease;
-        self.next_lease += 1;
-        self.host.grant(lease, 1_000);
-        self.model.leases.insert(lease as i64, 1_000);
+        let lease = self.host.grant_to_client(1_000);
+        assert_eq!(self.model.leases.grant() as u64, lease);
         lease
     }
 
@@ -472,7 +537,6 @@ impl Run {
     pub fn run_out(&mut self, lease: u64) {
         if let Some(granted) = self.host.leases.get_mut(&lease) {
             granted.remaining_ms = 0;
-            self.model.leases.insert(lease as i64, 0);
         }
     }
 
@@ -485,7 +549,7 @@ impl Run {
     }
 
     pub fn status(&self) -> StatusResponse {
-        let answer = query(&self.host, self.revision, &StatusRequest {}.to_envelope()).expect("a status");
+        let answer = query(&self.host, self.view(), &StatusRequest {}.to_envelope()).expect("a status");
         StatusRequest::answer(&answer).expect("a status")
     }
 
@@ -496,7 +560,7 @@ impl Run {
             self.query(&Request::RequestRange(range)).expect("a kept revision");
         }
         let mut attached: BTreeMap<u64, BTreeSet<Key>> = BTreeMap::new();
-        for kv in self.model.now().values().filter(|kv| self.model.leases.contains_key(&kv.lease)) {
+        for kv in self.model.now().values().filter(|kv| self.model.leases.live.contains(&kv.lease)) {
             attached.entry(kv.lease as u64).or_default().insert(kv.key.clone());
         }
         let found: BTreeMap<u64, BTreeSet<Key>> = self
@@ -507,6 +571,12 @@ impl Run {
             .map(|(&id, lease)| (id, lease.keys.clone()))
             .collect();
         assert_eq!(found, attached);
+        let live: Vec<i64> = self.host.leases.keys().map(|&id| id as i64).collect();
+        assert!(self.model.leases.live.iter().eq(&live), "leases: {live:?}, not {:?}", self.model.leases);
+        let owned = self.host.rows.keys().filter(|row| row[0] == b't');
+        let owned: BTreeSet<i64> =
+            owned.map(|row| i64::from_be_bytes(*row.last_chunk().expect("a lease"))).collect();
+        assert_eq!(owned, self.model.leases.owned);
         assert_eq!(self.status().compact_revision, self.model.compacted);
         if !self.status().compacting {
             assert_eq!(self.history_rows(), self.superseded_versions());
