@@ -100,7 +100,7 @@ impl Component {
         let (guest, pool) = (module.guest([0; 32], GuestSettings::default()), module.queries([0; 32]));
         let mut made = Component { head: Head::default(), view: Arc::default(), guest, pool };
         let operations = vec![Operation::create(Digest::of(KV), Bytes::new())];
-        made.keep(&Batch { time_ms: WRITTEN_MS, operations });
+        made.keep(&Batch { time_ms: WRITTEN_MS, operations, begins_term: true });
         made
     }
 
@@ -122,7 +122,7 @@ impl Component {
     fn query(&self, request: &[u8]) -> Bytes {
         let revision = self.head.revision.0;
         let view = QueryView { index: self.head.index.0, time: READ_MS, revision };
-        let frame = Frame::for_query(self.view.clone(), view);
+        let frame = Frame::for_query(self.view.clone(), view, &self.head);
         let budget = Budget::new(1_000_000_000, std::time::Duration::from_secs(5));
         match self.pool.query(frame, view, request, budget).1 {
             Ending::Answer(answer) => answer,

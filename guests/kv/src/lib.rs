@@ -61,15 +61,15 @@
 //!
 //! - From its deadline on the key is invisible: to queries by the time of the view, to commands by that of
 //!   the input, in reads, comparisons and deletions. A put then finds it absent, so it starts at version 1.
-//! - It is removed, and watchers are told by a deletion, when the end of its lease arrives as an input: a
-//!   moment later, or after a change of leaders, which prolongs all leases, after up to a third of its time.
+//! - It is removed, and watchers are told by a deletion, when the end of its lease arrives as an input, a
+//!   moment later.
 //! - A read at a revision that it names shows the store as it was at that revision, expired keys too: so what
 //!   was read once can be read again, and watchers can be told what a deletion deleted.
 //! - Each put says anew: without `ttl_ms` the time to live is over; `ignore_lease` keeps it as it is.
-//! - The lease is the key's own: to tie another key to it is refused, and it goes when the key does. A client
-//!   that revokes it at the host deletes the key; renewing it changes nothing but when the key is removed.
-//! - A key with a *client's* lease stays visible until that lease's end is in the log: its client may renew
-//!   the lease until then, and a key must not come back.
+//! - The lease is the key's own: to tie another key to it is refused, it goes when the key does, and clients
+//!   can neither renew nor revoke it at the host.
+//! - A key with a *client's* lease stays visible until that lease's end is in the log: a new leader prolongs
+//!   clients' leases, and a key must not come back.
 //!
 //! # Layout
 //! - [`messages`]: etcd's messages; [`Kind`], [`Call`]: their envelope; [`Refusal`]: its errors
