@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::id::NodeId;
+use crate::id::{NodeId, Revision};
 
 /// What to do about a data directory that is damaged. An old copy of it would be turned away by a cluster.
 pub(crate) const REPAIR: &str = "In a cluster, remove this node (statehouse member remove), empty the \
@@ -68,6 +68,17 @@ pub enum Error {
     NotLeader {
         /// The leader's node.
         leader: Option<NodeId>,
+    },
+    /// The events from the revision on that was asked for are not kept any more.
+    #[error(
+        "the events of revision {asked} are not kept any more: the first that is kept is {first}; read the \
+         state as it is now and watch from the revision after it"
+    )]
+    Compacted {
+        /// What was asked for.
+        asked: Revision,
+        /// The first revision whose events are kept.
+        first: Revision,
     },
     /// The request was sent into the log and its fate is unknown: it may or may not be applied.
     #[error("{0}")]

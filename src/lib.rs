@@ -46,6 +46,7 @@
 //! - `storage`: what is on disk; `wasm`: running components; neither knows the other
 //! - `raft`: order; pure and stepped
 //! - `net`: what nodes say to each other
+//! - `watch`: who watches a machine, and how its events reach them
 //! - `catalog`: modules and machines, group 0's own machine
 //! - `node`: builds a node from the parts, the only place where they meet
 //! - `config`, `proto`, `api`, `client`: settings, messages, the services and who calls them
@@ -68,6 +69,7 @@ pub mod storage;
 pub mod time;
 pub mod trace;
 pub mod wasm;
+pub mod watch;
 
 pub use client::Client;
 pub use node::Node;

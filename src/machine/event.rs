@@ -11,8 +11,9 @@
 
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::outcome::Context;
 use super::view::{Direction, Span, Table, View};
@@ -155,9 +156,14 @@ pub fn row_key(first: Revision) -> [u8; 8] {
     first.0.to_be_bytes()
 }
 
-/// Reads a row of `Table::Events`. A failure is corruption.
-pub fn read_row(key: &[u8], row: &[u8]) -> Result<Vec<Event>, Fault> {
-    let damaged = || Fault::new(format!("the {:?} row {} is damaged", Table::Events, hex::encode(key)));
+fn damaged(key: &[u8]) -> Fault {
+    Fault::new(format!("the {:?} row {} is damaged", Table::Events, hex::encode(key)))
+}
+
+/// Reads a row of `Table::Events`. A failure is corruption. Of a row that is `Bytes` the events are parts:
+/// nothing is copied.
+pub fn read_row(key: &[u8], row: impl Buf) -> Result<Vec<Event>, Fault> {
+    let damaged = || damaged(key);
     let first = u64::from_be_bytes(key.try_into().map_err(|_| damaged())?);
     let Row { index, time_ms, events, .. } = Row::decode(row).map_err(|_| damaged())?;
     let mut read: Vec<Event> = Vec::with_capacity(events.len());
@@ -173,6 +179,44 @@ pub fn read_row(key: &[u8], row: &[u8]) -> Result<Vec<Event>, Fault> {
         read.push(Event { revision, ordinal, kind, key: event.key, value: event.value, index, time_ms });
     }
     Ok(read)
+}
+
+/// Visits the kind and the key of each event of a row, in order, without taking the row apart: for those who
+/// seldom need more.
+pub fn visit_keys(key: &[u8], row: &[u8], visit: &mut dyn FnMut(EventKind, &[u8])) -> Result<(), Fault> {
+    let mut rest = row;
+    while rest.has_remaining() {
+        visit_field(&mut rest, visit).ok_or_else(|| damaged(key))?;
+    }
+    Ok(())
+}
+
+/// Takes a field of a row; `None` if it does not read.
+fn visit_field(rest: &mut &[u8], visit: &mut dyn FnMut(EventKind, &[u8])) -> Option<()> {
+    let (tag, wire) = decode_key(rest).ok()?;
+    if (tag, wire) != (EVENTS_TAG, WireType::LengthDelimited) {
+        return skip_field(wire, tag, rest, DecodeContext::default()).ok();
+    }
+    let mut event = take_bytes(rest)?;
+    let (mut kind, mut name) = (EventKind::Put, &[][..]);
+    while event.has_remaining() {
+        match decode_key(&mut event).ok()? {
+            (1, WireType::Varint) if decode_varint(&mut event).ok()? != 0 => kind = EventKind::Delete,
+            (1, WireType::Varint) => kind = EventKind::Put,
+            (2, WireType::LengthDelimited) => name = take_bytes(&mut event)?,
+            (tag, wire) => skip_field(wire, tag, &mut event, DecodeContext::default()).ok()?,
+        }
+    }
+    visit(kind, name);
+    Some(())
+}
+
+/// Takes bytes with their length before them.
+fn take_bytes<'r>(rest: &mut &'r [u8]) -> Option<&'r [u8]> {
+    let bytes = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    let (taken, after) = rest.split_at_checked(bytes)?;
+    *rest = after;
+    Some(taken)
 }
 
 /// Visits the events kept from revision `from` on, in order, until the visitor breaks.
@@ -270,18 +314,44 @@ mod tests {
                 .encode_to_vec()
         };
         let key = row_key(Revision(2));
-        assert_eq!(read_row(&key, &row(&[0, 0, 3])).unwrap().len(), 3);
-        assert!(read_row(b"short", &row(&[0])).is_err());
-        assert!(read_row(&key, &row(&[1])).is_err());
-        assert!(read_row(&key, &row(&[0, 2, 1])).is_err());
-        assert!(read_row(&[0xff; 8], &row(&[0, 1])).is_err());
-        assert!(read_row(&key, &[0xff]).is_err());
+        assert_eq!(read_row(&key, &*row(&[0, 0, 3])).unwrap().len(), 3);
+        assert!(read_row(b"short", &*row(&[0])).is_err());
+        assert!(read_row(&key, &*row(&[1])).is_err());
+        assert!(read_row(&key, &*row(&[0, 2, 1])).is_err());
+        assert!(read_row(&[0xff; 8], &*row(&[0, 1])).is_err());
+        assert!(read_row(&key, &[0xff][..]).is_err());
         let mut view = MemoryView::default();
         view.put(Table::Events, key.to_vec(), Some(row(&[1]).into()));
         assert!(visit_from(&view, Revision(1), &mut |_| ControlFlow::Continue(())).is_err());
     }
 
     proptest! {
+        /// Whole rows, and rows that were cut off or changed.
+        #[test]
+        fn keys_are_found_in_a_row_without_taking_it_apart(
+            events in proptest::collection::vec((any::<bool>(), "[a-c]{0,3}", 0..300_usize), 1..20),
+            cut in proptest::option::of(any::<proptest::sample::Index>()),
+        ) {
+            let mut rows = EventRows::default();
+            for (number, (delete, key, size)) in events.iter().enumerate() {
+                rows.savepoint();
+                let kind = if *delete { EventKind::Delete } else { EventKind::Put };
+                rows.push(&at(3, 2 + number as u64), kind, key.clone().into_bytes(), vec![b'v'; *size]);
+            }
+            let (key, row) = rows.into_rows().next().unwrap();
+            let row = cut.map_or(row.clone(), |cut| row.slice(..cut.index(row.len())));
+            let mut found = Vec::new();
+            let visited = visit_keys(&key, &row, &mut |kind, key| found.push((kind, Bytes::copy_from_slice(key))));
+            match read_row(&key, row) {
+                Ok(events) => {
+                    prop_assert!(visited.is_ok());
+                    let read: Vec<_> = events.into_iter().map(|event| (event.kind, event.key)).collect();
+                    prop_assert_eq!(found, read);
+                }
+                Err(_) => prop_assert!(visited.is_err()),
+            }
+        }
+
         /// Batches of inputs, each of which emits a few values of random size, and may then be rolled back.
         #[test]
         fn history_is_read_from_every_revision_on(

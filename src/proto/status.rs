@@ -2,7 +2,8 @@
 //!
 //! Every status of ours carries a `google.rpc.ErrorInfo` of the domain `statehouse`: a reason that names the
 //! kind, and in its metadata `applied`: `no` if the request was certainly not carried out, `unknown` if it
-//! may have been; and `leader`, the id of the node that leads, where that is why. Where waiting helps, a
+//! may have been; and `leader`, the id of the node that leads, where that is why; and for a watch whose history is gone
+//! `first-revision`, the first that is kept. Where waiting helps, a
 //! `google.rpc.RetryInfo` says how long. What comes back without an `ErrorInfo` was not said by a node but by
 //! the network or the gRPC library, and then nothing is certain; except for requests that did not leave, and
 //! those that the other end says it did not look at (RFC 9113, sections 6.8 and 8.7): they were certainly not
@@ -16,7 +17,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::v1::Failure;
 use crate::error::{Error, Fault};
-use crate::id::NodeId;
+use crate::id::{NodeId, Revision};
 
 /// The domain of our reasons.
 pub const DOMAIN: &str = "statehouse";
@@ -24,6 +25,10 @@ pub const DOMAIN: &str = "statehouse";
 pub const APPLIED: &str = "applied";
 /// The metadata that tells which node leads, if that is known.
 const LEADER_NODE: &str = "leader";
+/// The metadata of events that are not kept any more: from which revision on they were asked for, and the
+/// first one that is kept.
+const ASKED_REVISION: &str = "asked-revision";
+const FIRST_REVISION: &str = "first-revision";
 /// How long a client should wait when a node is overloaded or has no leader.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -61,6 +66,7 @@ fn kind(error: &Error) -> Kind {
         Error::NotLeader { .. } => Kind::passing("NOT_LEADER", Code::Unavailable),
         Error::Unknown(_) => Kind::uncertain("FATE_UNKNOWN", Code::Unknown),
         Error::DeadlineExceeded(_) => Kind::uncertain("DEADLINE_EXCEEDED", Code::DeadlineExceeded),
+        Error::Compacted { .. } => Kind::certain("COMPACTED", Code::OutOfRange),
         Error::Guest(_) => Kind::certain("GUEST_FAILED", Code::Aborted),
         Error::Damaged(_) => Kind::uncertain("DAMAGED", Code::DataLoss),
         Error::Fault(_) => Kind::uncertain("NODE_FAILED", Code::Internal),
@@ -72,11 +78,16 @@ fn metadata(error: &Error) -> HashMap<String, String> {
     if let Error::NotLeader { leader: Some(node) } = error {
         metadata.insert(LEADER_NODE.to_string(), node.to_string());
     }
+    if let Error::Compacted { asked, first } = error {
+        metadata.insert(ASKED_REVISION.to_string(), asked.to_string());
+        metadata.insert(FIRST_REVISION.to_string(), first.to_string());
+    }
     metadata
 }
 
 /// The error of a reason that a node sent.
 fn from_reason(reason: &str, message: String, metadata: &HashMap<String, String>) -> Option<Error> {
+    let revision = |key: &str| metadata.get(key).and_then(|text| text.parse().ok()).map(Revision);
     Some(match reason {
         "INVALID" => Error::Invalid(message),
         "NOT_FOUND" => Error::NotFound(message),
@@ -90,6 +101,9 @@ fn from_reason(reason: &str, message: String, metadata: &HashMap<String, String>
         },
         "FATE_UNKNOWN" => Error::Unknown(message),
         "DEADLINE_EXCEEDED" => Error::DeadlineExceeded(message),
+        "COMPACTED" => {
+            Error::Compacted { asked: revision(ASKED_REVISION)?, first: revision(FIRST_REVISION)? }
+        }
         "GUEST_FAILED" => Error::Guest(message),
         "DAMAGED" => Error::Damaged(message),
         "NODE_FAILED" => Error::Fault(Fault::new(message)),
@@ -253,6 +267,7 @@ mod tests {
             Error::NotLeader { leader: Some(NodeId(u64::MAX)) },
             Error::Unknown(text()),
             Error::DeadlineExceeded(text()),
+            Error::Compacted { asked: Revision(3), first: Revision(9) },
             Error::Guest(text()),
             Error::Damaged(text()),
             Error::Fault(Fault::new(text())),

@@ -339,6 +339,11 @@ pub struct Failure {
     /// Of `NotLeader`.
     #[prost(uint64, optional, tag = "3")]
     leader: Option<u64>,
+    /// Of `Compacted`: what was asked for, and the first revision that is kept.
+    #[prost(uint64, tag = "4")]
+    asked: u64,
+    #[prost(uint64, tag = "5")]
+    first: u64,
 }
 
 impl Question {
@@ -451,6 +456,7 @@ const KINDS: [(u32, OfText); 11] = [
 ];
 const NOT_LEADER: u32 = 12;
 const FAULT: u32 = 13;
+const COMPACTED: u32 = 14;
 
 impl Failure {
     fn of(error: &Error) -> Failure {
@@ -468,8 +474,13 @@ impl Failure {
             Error::Damaged(_) => (11, None),
             Error::NotLeader { leader } => (NOT_LEADER, leader.map(|node| node.0)),
             Error::Fault(_) => (FAULT, None),
+            Error::Compacted { .. } => (COMPACTED, None),
         };
-        Failure { kind, text: error.to_string(), leader }
+        let (asked, first) = match error {
+            Error::Compacted { asked, first } => (asked.0, first.0),
+            _ => (0, 0),
+        };
+        Failure { kind, text: error.to_string(), leader, asked, first }
     }
 
     fn error(self) -> Error {
@@ -477,6 +488,9 @@ impl Failure {
         match (known, self.kind) {
             (Some((_, error)), _) => error(self.text),
             (None, NOT_LEADER) => Error::NotLeader { leader: self.leader.map(NodeId) },
+            (None, COMPACTED) => {
+                Error::Compacted { asked: Revision(self.asked), first: Revision(self.first) }
+            }
             // The other computer's, not this one's.
             (None, FAULT) => Error::Unknown(format!("the node that was asked failed: {}", self.text)),
             (None, _) => Error::Unknown(self.text),
@@ -511,11 +525,14 @@ mod tests {
         for (kind, error) in KINDS {
             let bytes = encode_reply(Err(error("why".into())));
             let back = decode_reply(bytes).unwrap_err();
-            assert_eq!(Failure::of(&back), Failure { kind, text: "why".into(), leader: None });
+            assert_eq!(Failure::of(&back), Failure { kind, text: "why".into(), ..Failure::default() });
         }
         let not_leader = encode_reply(Err(Error::NotLeader { leader: Some(NodeId(4)) }));
         let back = decode_reply(not_leader).unwrap_err();
         assert!(matches!(back, Error::NotLeader { leader: Some(NodeId(4)) }), "{back:?}");
+        let compacted = Error::Compacted { asked: Revision(2), first: Revision(5) };
+        let back = decode_reply(encode_reply(Err(compacted))).unwrap_err();
+        assert!(matches!(back, Error::Compacted { asked: Revision(2), first: Revision(5) }), "{back:?}");
         let fault = encode_reply(Err(crate::error::Fault::new("disk").into()));
         assert!(matches!(decode_reply(fault).unwrap_err(), Error::Unknown(text) if text.contains("disk")));
     }
