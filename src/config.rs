@@ -102,6 +102,16 @@ section! {
         stream_bytes_max: u64 = 16 << 20, 1 << 20, 1 << 30;
         /// How long a read waits for this node to catch up.
         read_wait_ms: u64 = 10_000, 10, 600_000;
+        /// Watches through this node at the same time, at most.
+        watches_max: u32 = 100_000, 1, 10_000_000;
+        /// Watches of one stream, at most.
+        stream_watches_max: u32 = 10_000, 1, 1_000_000;
+        /// Bytes of events that wait for watches to be read, of all together, at most. Watches that find no
+        /// room read from disk.
+        watch_queue_bytes_max: u64 = 64 << 20, 1 << 20, 64 << 30;
+        /// After so long without a word, a watch that asked for progress marks is told that it has
+        /// everything.
+        watch_progress_ms: u64 = 10_000, 10, 3_600_000;
         /// How long a stopping node waits for requests and guests under way.
         stop_wait_ms: u64 = 5_000, 0, 600_000;
     }

@@ -19,6 +19,8 @@ mod refusals;
 mod text;
 #[path = "cli/traced.rs"]
 mod traced;
+#[path = "cli/watched.rs"]
+mod watched;
 
 use process::{Node, component, directory, program, run_with};
 use rustix::process::Signal;

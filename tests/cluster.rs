@@ -12,6 +12,8 @@ mod old_copy;
 mod reseeded;
 #[path = "cluster/stopped.rs"]
 mod stopped;
+#[path = "cluster/watched.rs"]
+mod watched;
 
 use std::time::Duration;
 

@@ -16,6 +16,8 @@ mod interrupted;
 mod slow_save;
 #[path = "node/wasi.rs"]
 mod wasi;
+#[path = "node/watches.rs"]
+mod watches;
 
 use bytes::Bytes;
 use statehouse::id::{Digest, Index};

@@ -6,7 +6,8 @@
 //! server answers what it has begun.
 //!
 //! # Layout
-//! - `commands`, `modules`, `machines`, `nodes`: the services of `proto/statehouse/v1`, a file each
+//! - `commands`, `modules`, `machines`, `nodes`, `watches`: the services of `proto/statehouse/v1`, a file
+//!   each
 //! - `in_flight`: many requests under way on one stream
 //! - `http`: metrics and health
 
@@ -17,6 +18,7 @@ mod machines;
 mod members;
 mod modules;
 mod nodes;
+mod watches;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -41,6 +43,7 @@ use crate::proto::v1::machines_server::MachinesServer;
 use crate::proto::v1::members_server::MembersServer;
 use crate::proto::v1::modules_server::ModulesServer;
 use crate::proto::v1::nodes_server::NodesServer;
+use crate::proto::v1::watches_server::WatchesServer;
 use crate::proto::{DESCRIPTORS, status};
 
 /// Room for the other fields of a message beside its payload.
@@ -245,6 +248,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
     let members = MembersServer::new(members::MembersService::new(serving.clone()));
     let modules = ModulesServer::new(modules::ModulesService::new(serving.clone()));
     let nodes = NodesServer::new(nodes::NodesService::new(serving.clone()));
+    let watches = WatchesServer::new(watches::WatchesService::new(serving.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -262,6 +266,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
         .add_service(modules.max_decoding_message_size(CHUNK_BYTES_MAX + OVERHEAD_BYTES as usize))
         .add_service(nodes)
         .add_service(members)
+        .add_service(watches)
         .add_service(reflection)
         .add_service(health);
     Ok(server)
@@ -276,7 +281,13 @@ async fn report_health(reporter: HealthReporter, serving: Arc<Serving>) {
             Err(_) => ServingStatus::NotServing,
         };
         if told != Some(status) {
-            for service in ["", "statehouse.v1.Commands", "statehouse.v1.Machines", "statehouse.v1.Modules"] {
+            for service in [
+                "",
+                "statehouse.v1.Commands",
+                "statehouse.v1.Machines",
+                "statehouse.v1.Modules",
+                "statehouse.v1.Watches",
+            ] {
                 reporter.set_service_status(service, status).await;
             }
             told = Some(status);

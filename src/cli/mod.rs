@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //! - `serve`, `dev`: run a node; `running`: what both have in common
-//! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `status`: talk to one
+//! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `watch`, `status`: talk to one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
 //! - `payload`, `duration`: arguments that stand for bytes and times; `output`: how data is shown;
 //!   `telemetry`: the log and traces
@@ -29,6 +29,7 @@ mod running;
 mod serve;
 mod status;
 mod telemetry;
+mod watch;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -123,6 +124,7 @@ enum Command {
     Apply(apply::Apply),
     Query(query::Query),
     Kv(kv::Kv),
+    Watch(watch::Watch),
     Status(status::Status),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -213,6 +215,7 @@ impl Command {
             Command::Apply(command) => command.run(global).await?,
             Command::Query(command) => command.run(global).await?,
             Command::Kv(command) => command.run(global).await?,
+            Command::Watch(command) => command.run(global).await?,
             Command::Status(command) => command.run(global).await?,
             Command::Serve(_) | Command::Completions(_) | Command::CompileModule(_) => {
                 unreachable!("they have returned")

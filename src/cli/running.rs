@@ -90,6 +90,10 @@ pub fn node_config(
         log_keep_entries: storage.log_keep_entries,
         log_keep_bytes: storage.log_keep_bytes,
         read_wait_ms: limits.read_wait_ms,
+        watches_max: limits.watches_max as usize,
+        watch_queue_bytes_max: usize::try_from(limits.watch_queue_bytes_max)
+            .context("limits.watch_queue_bytes_max is more than this computer can address")?,
+        watch_progress_ms: limits.watch_progress_ms,
         input_fuel: guests.input_fuel,
         query_fuel: guests.query_fuel,
         query_time_ms: guests.query_time_ms,

@@ -50,6 +50,7 @@ mod leaders;
 mod members;
 mod stream;
 mod upload;
+mod watch;
 
 #[cfg(test)]
 mod fate_tests;
@@ -65,6 +66,7 @@ use tonic::{Request, Response, Status};
 
 use self::leaders::Leaders;
 pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
+pub use self::watch::ClientWatch;
 use crate::error::Error;
 use crate::id::{Digest, Index};
 use crate::node::request::{Answered, Applied, Consistency, Explanation, MachineInfo, ModuleInfo, Verified};

@@ -341,7 +341,8 @@ mod tests {
             let (key, row) = rows.into_rows().next().unwrap();
             let row = cut.map_or(row.clone(), |cut| row.slice(..cut.index(row.len())));
             let mut found = Vec::new();
-            let visited = visit_keys(&key, &row, &mut |kind, key| found.push((kind, Bytes::copy_from_slice(key))));
+            let mut visit = |kind, key: &[u8]| found.push((kind, Bytes::copy_from_slice(key)));
+            let visited = visit_keys(&key, &row, &mut visit);
             match read_row(&key, row) {
                 Ok(events) => {
                     prop_assert!(visited.is_ok());

@@ -227,6 +227,7 @@ impl Applier {
             match self.apply(lane, &placed.entry, stage) {
                 Ok(Some(applied)) => {
                     answer(placed.waiters, &applied);
+                    tell_watchers(lane, &applied);
                     self.remember(placed.entry.data, applied, stage);
                 }
                 Ok(None) => self.answer_empty(placed),
@@ -419,6 +420,13 @@ fn answer(waiters: Vec<Option<Waiter>>, applied: &Applied) {
         // A client that went away needs no answer.
         let _ = waiter.send(Ok(request::Applied { index, revision, outcome }));
     }
+}
+
+/// After the state is published: who falls behind reads on there.
+fn tell_watchers(lane: &Lane, applied: &Applied) {
+    let rows = applied.writes.iter().filter(|write| write.table == Table::Events);
+    let rows = rows.filter_map(|write| Some((&write.key[..], write.value.as_ref()?)));
+    lane.hub().publish(applied.head.revision, rows);
 }
 
 fn halted_here(why: &str) -> Error {

@@ -115,7 +115,7 @@ impl Node {
     }
 
     /// A read that found the state database failed is the first to know: the node stops serving.
-    fn noticed(&self, why: Error) -> Error {
+    pub(super) fn noticed(&self, why: Error) -> Error {
         if matches!(why, Error::Fault(_))
             && let Some(fault) = self.inner.stage.state.failure()
         {
@@ -231,7 +231,7 @@ impl Node {
     }
 
     /// The machine of this name, if clients may use it.
-    async fn find_ready(&self, name: &str) -> Result<Arc<Machine>, Error> {
+    pub(super) async fn find_ready(&self, name: &str) -> Result<Arc<Machine>, Error> {
         let found = self.find(name).await?;
         found.check_ready()?;
         Ok(found)

@@ -97,6 +97,12 @@ pub struct NodeConfig {
     pub log_keep_bytes: u64,
     /// How long a read waits for an index to be applied.
     pub read_wait_ms: u64,
+    /// Watches through this node at the same time.
+    pub watches_max: usize,
+    /// Bytes of events that are queued for them, together. A watch that finds no room reads from disk.
+    pub watch_queue_bytes_max: usize,
+    /// After so long without a word, a watch that asked for it is told up to where it has everything.
+    pub watch_progress_ms: u64,
     /// Fuel of one input of the machines that are created here: about one unit for each instruction of the
     /// guest. Recorded with the machine; those that exist keep theirs.
     pub input_fuel: u64,
@@ -144,6 +150,9 @@ impl NodeConfig {
             log_keep_entries: 10_000,
             log_keep_bytes: 64 << 20,
             read_wait_ms: 10_000,
+            watches_max: 100_000,
+            watch_queue_bytes_max: 64 << 20,
+            watch_progress_ms: 10_000,
             input_fuel: GuestSettings::default().input_fuel,
             query_fuel: QUERY_FUEL,
             query_time_ms: QUERY_TIME.as_millis() as u64,

@@ -14,12 +14,13 @@ use super::metrics::seconds;
 use super::order::Waiter;
 use super::stage::Stage;
 use crate::error::Error;
-use crate::id::{GroupId, Index, Term};
+use crate::id::{GroupId, Index, Revision, Term};
 use crate::machine::batch::Head;
 use crate::machine::view::View;
 use crate::raft::{Role, RoleChange, SnapshotHead};
 use crate::storage::entry::Entry;
 use crate::time::Clock;
+use crate::watch::{Hub, Standing};
 
 /// A committed entry with those who wait for its outcomes, by operation.
 pub struct Placed {
@@ -52,6 +53,17 @@ pub struct Published {
 }
 
 impl Published {
+    /// For watchers, who read history here.
+    pub fn standing(&self) -> Standing<'_> {
+        Standing { revision: self.head.revision, first: self.first_kept(), view: &*self.view }
+    }
+
+    /// The first revision whose events are kept.
+    pub fn first_kept(&self) -> Revision {
+        // No event has the first revision.
+        self.head.history_first.max(Revision::FIRST.next())
+    }
+
     /// What queries take for now: the last batch's stamp and the time since, on a clock that never jumps.
     pub fn time_ms(&self, clock: &Clock) -> u64 {
         let elapsed_ms = clock.now().monotonic_ms.saturating_sub(self.at_ms);
@@ -75,6 +87,8 @@ pub struct Lane {
     halted: ArcSwap<Option<Halted>>,
     /// How often a snapshot took the place of the state.
     installs: watch::Sender<u64>,
+    /// Those who watch the machine here.
+    hub: Arc<Hub>,
 }
 
 /// Why a machine is not served here.
@@ -87,7 +101,7 @@ struct Halted {
 
 impl Lane {
     /// A lane whose machine stands where `published` says.
-    pub fn new(group: GroupId, applier: Applier, published: Published) -> Lane {
+    pub fn new(group: GroupId, applier: Applier, published: Published, hub: Arc<Hub>) -> Lane {
         let applied = watch::Sender::new(published.head.index);
         Lane {
             group,
@@ -100,6 +114,7 @@ impl Lane {
             applied_term: AtomicU64::new(0),
             halted: ArcSwap::from_pointee(None),
             installs: watch::Sender::new(0),
+            hub,
         }
     }
 
@@ -175,6 +190,11 @@ impl Lane {
         })
     }
 
+    /// Those who watch the machine here.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
     /// Waits until `index` is applied here.
     pub async fn wait_applied(&self, index: Index) -> Result<(), Error> {
         if self.published.load().head.index >= index {
@@ -200,11 +220,19 @@ impl Lane {
     /// A snapshot took the place of the state: it is served again, unless it was closed.
     pub(super) fn installed(&self) {
         self.set_halted(None);
+        if !self.ended() {
+            self.hub.reset(self.published.load().head.revision);
+        }
         self.installs.send_modify(|count| *count += 1);
     }
 
     /// What was closed stays so.
     fn set_halted(&self, halted: Option<Halted>) {
+        if let Some(Halted { why, .. }) = &halted {
+            self.hub.end(&Error::Unavailable(format!(
+                "the machine is not served on this node: {why}; watch on from the next revision at another"
+            )));
+        }
         let halted = Arc::new(halted);
         self.halted.rcu(|now| match now.as_ref() {
             Some(Halted { ended: true, .. }) => now.clone(),

@@ -23,6 +23,10 @@ pub struct Metrics {
     pub queries: Counter,
     /// Queries that went on with the full budget after the short one.
     pub queries_long: Counter,
+    /// Watches through this node.
+    pub watches: Gauge,
+    /// Bytes of events that are queued for them, as of the last scrape.
+    pub watch_queue_bytes: Gauge,
     /// Machines that the catalog has.
     pub machines: Gauge,
     /// Threads that apply batches, those that stand in for slow ones included.
@@ -218,6 +222,8 @@ impl Default for Metrics {
             commands: Counter::default(),
             queries: Counter::default(),
             queries_long: Counter::default(),
+            watches: Gauge::default(),
+            watch_queue_bytes: Gauge::default(),
             machines: Gauge::default(),
             apply_threads: Gauge::default(),
             checkpoints: Counter::default(),
@@ -240,6 +246,9 @@ impl Metrics {
         registry.register("commands", "Commands received", self.commands.clone());
         registry.register("queries", "Queries received", self.queries.clone());
         registry.register("queries_long", "Queries that outran the short budget", self.queries_long.clone());
+        registry.register("watches", "Watches through this node", self.watches.clone());
+        let help = "Bytes of events that are queued for watches";
+        registry.register("watch_queue_bytes", help, self.watch_queue_bytes.clone());
         registry.register("machines", "Machines that the catalog has", self.machines.clone());
         registry.register("apply_threads", "Threads that apply batches", self.apply_threads.clone());
         registry.register("checkpoints", "Flushes of the state", self.checkpoints.clone());

@@ -13,6 +13,7 @@
 //! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
+//! - [`watches`]: who watches machines through this node
 //! - `shelf`: modules; `metrics`: what is counted; `report`: how nodes and replicas are
 
 mod applier;
@@ -42,6 +43,7 @@ mod rounds;
 mod saver;
 mod shelf;
 mod stage;
+pub mod watches;
 mod workers;
 
 use std::sync::Arc;
@@ -393,6 +395,8 @@ impl Node {
     /// What Prometheus scrapes.
     pub async fn metrics(&self) -> String {
         let report = self.report().await;
+        let queued = self.inner.stage.watches.budget().bytes();
+        self.inner.stage.metrics.watch_queue_bytes.set(queued as i64);
         let peers = self.inner.stage.net.as_ref().map(|net| net.counters()).unwrap_or_default();
         self.inner.stage.metrics.text(&report, &peers)
     }

@@ -29,6 +29,7 @@ use super::rounds::Rounds;
 use super::saver;
 use super::shelf::Shelf;
 use super::stage::{Stage, record_failure};
+use super::watches::Watches;
 use super::workers::Workers;
 use crate::catalog::{Catalog, CatalogGuest, FOUNDER};
 use crate::error::{Error, Fault};
@@ -45,6 +46,7 @@ use crate::storage::snapshot::Snapshots;
 use crate::storage::state::{self, StateDb};
 use crate::time::{self, Clock};
 use crate::wasm::Engine;
+use crate::watch::{Bounds, Hub};
 
 /// What the databases held when the node started, of groups that are not open yet.
 #[derive(Default)]
@@ -147,7 +149,6 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let log_reader = log_db.reader();
     let metrics = Metrics::default();
     let log = start_log(log_db, metrics.stages.clone(), orders.clone(), failure.clone())?;
-    let waiting_room = WaitingRoom::new(config.leader_wait_bytes_max, metrics.routed.clone());
     let stage = Arc::new(Stage {
         name: config.name.clone(),
         log: log.queue(),
@@ -158,7 +159,8 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         net,
         courier,
         roles: watch::Sender::new(0),
-        waiting_room: Arc::new(waiting_room),
+        waiting_room: Arc::new(WaitingRoom::new(config.leader_wait_bytes_max, metrics.routed.clone())),
+        watches: Watches::new(config.watch_queue_bytes_max),
         incoming: Mutex::default(),
         memory: Memory::default(),
         clock,
@@ -323,7 +325,8 @@ pub fn open_lane(
     };
     let applier =
         Applier::new(group, head, stage.state.view(group), behavior, on_change, stage.memory.clone());
-    let lane = Arc::new(Lane::new(group, applier, published));
+    let hub = Hub::new(head.revision, stage.watches.budget(), Bounds::default(), time::seed());
+    let lane = Arc::new(Lane::new(group, applier, published, Arc::new(hub)));
     let mut orders = vec![Order::Attach(lane.clone())];
     let start = GroupStart { group, replica, log, applied: head.index, time_floor: head.time, nodes };
     orders.push(Order::Shard(Input::Open(Box::new(start))));

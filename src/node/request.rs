@@ -9,7 +9,9 @@ use prost::Message;
 pub use super::explanation::{Difference, Explanation, OperationInfo, Side};
 use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
+use crate::machine::event::{Event, EventKind};
 use crate::machine::outcome::{Outcome, Refusal};
+pub use crate::watch::{KeySpan, Selection};
 
 /// How fresh a query's view must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +48,68 @@ pub struct Answered {
     pub revision: Revision,
     /// The guest's answer, or its refusal. A guest that failed is an [`Error::Guest`](crate::error::Error).
     pub outcome: Result<Bytes, Refusal>,
+}
+
+/// A watch of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchSpec {
+    /// Which events.
+    pub selection: Selection,
+    /// The first revision; none: the next one.
+    pub from: Option<Revision>,
+    /// Whether it is to be told now and then, when there is nothing else to tell, up to where it has
+    /// everything.
+    pub progress: bool,
+    /// Whether events are to come with the value that their key had before. For machines of `builtin:kv`.
+    pub previous: bool,
+}
+
+impl WatchSpec {
+    /// All events of these keys from now on.
+    pub fn of(span: KeySpan) -> WatchSpec {
+        WatchSpec { selection: Selection::of(span), from: None, progress: false, previous: false }
+    }
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// Something happened.
+    Events(WatchEvents),
+    /// Everything up to this revision was told.
+    Progress(Revision),
+}
+
+/// The events of one revision that a watch is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchEvents {
+    /// The revision.
+    pub revision: Revision,
+    /// The index of the batch that they came from.
+    pub index: Index,
+    /// The log's clock then.
+    pub time: LogTime,
+    /// In order; at least one.
+    pub events: Vec<WatchEvent>,
+}
+
+/// One event that a watch is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchEvent {
+    /// What happened to the key.
+    pub kind: EventKind,
+    /// The key, as the guest names it.
+    pub key: Bytes,
+    /// The value, as the guest writes it.
+    pub value: Bytes,
+    /// What the key had before, in the same form. Only on request.
+    pub previous: Option<Bytes>,
+}
+
+impl From<Event> for WatchEvent {
+    fn from(event: Event) -> WatchEvent {
+        WatchEvent { kind: event.kind, key: event.key, value: event.value, previous: None }
+    }
 }
 
 /// Which of the contract's two worlds a module implements.

@@ -12,6 +12,7 @@ use super::lane::{Job, Lane};
 use super::lockstep::Memory;
 use super::metrics::Metrics;
 use super::order::{Order, Orders};
+use super::watches::Watches;
 use crate::error::Fault;
 use crate::id::{GroupId, Index};
 use crate::inbox::Sender;
@@ -44,6 +45,8 @@ pub struct Stage {
     pub roles: watch::Sender<u64>,
     /// Requests that wait for a leader.
     pub waiting_room: Arc<WaitingRoom>,
+    /// Who watches machines through this node.
+    pub watches: Watches,
     /// Groups that take in a snapshot, or have one staged.
     pub incoming: Mutex<HashSet<GroupId>>,
     /// What the last batches of all machines did.

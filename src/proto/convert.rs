@@ -15,7 +15,7 @@ use crate::node::request::{
 };
 
 /// A message that does not say what it must.
-fn odd(what: impl std::fmt::Display) -> Error {
+pub(super) fn odd(what: impl std::fmt::Display) -> Error {
     Error::Invalid(format!("unexpected message: {what}; client and node may be of different versions"))
 }
 

@@ -2,12 +2,11 @@
 //!
 //! Every status of ours carries a `google.rpc.ErrorInfo` of the domain `statehouse`: a reason that names the
 //! kind, and in its metadata `applied`: `no` if the request was certainly not carried out, `unknown` if it
-//! may have been; and `leader`, the id of the node that leads, where that is why; and for a watch whose history is gone
-//! `first-revision`, the first that is kept. Where waiting helps, a
-//! `google.rpc.RetryInfo` says how long. What comes back without an `ErrorInfo` was not said by a node but by
-//! the network or the gRPC library, and then nothing is certain; except for requests that did not leave, and
-//! those that the other end says it did not look at (RFC 9113, sections 6.8 and 8.7): they were certainly not
-//! done.
+//! may have been; and `leader`, the id of the node that leads, where that is why; and for a watch whose
+//! history is gone `first-revision`, the first that is kept. Where waiting helps, a `google.rpc.RetryInfo`
+//! says how long. What comes back without an `ErrorInfo` was not said by a node but by the network or the
+//! gRPC library, and then nothing is certain; except for requests that did not leave, and those that the
+//! other end says it did not look at (RFC 9113, sections 6.8 and 8.7): they were certainly not done.
 
 use std::collections::HashMap;
 use std::time::Duration;

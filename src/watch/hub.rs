@@ -88,11 +88,7 @@ impl Hub {
         Hub {
             revision: AtomicU64::new(revision.0),
             present_count: AtomicUsize::new(0),
-            present: Mutex::new(Present {
-                matcher: Matcher::new(seed),
-                delivered: revision,
-                ended: None,
-            }),
+            present: Mutex::new(Present { matcher: Matcher::new(seed), delivered: revision, ended: None }),
             next_number: AtomicU64::new(0),
             budget,
             bounds,
@@ -109,7 +105,11 @@ impl Hub {
     }
 
     /// The events of a batch that left the machine at `revision`: the rows that it wrote, with their keys.
+    /// Called by one thread at a time.
     pub fn publish<'r>(&self, revision: Revision, rows: impl Iterator<Item = (&'r [u8], &'r Bytes)>) {
+        if self.revision.load(Ordering::Relaxed) == revision.0 {
+            return;
+        }
         self.revision.store(revision.0, Ordering::SeqCst);
         if self.present_count.load(Ordering::SeqCst) == 0 {
             return;

@@ -126,9 +126,8 @@ mod tests {
     }
 
     fn span() -> impl Strategy<Value = KeySpan> {
-        let range = (key(), key()).prop_filter_map("empty", |(start, end)| {
-            KeySpan::range(start, Some(end.into())).ok()
-        });
+        let range = (key(), key())
+            .prop_filter_map("empty", |(start, end)| KeySpan::range(start, Some(end.into())).ok());
         prop_oneof![
             key().prop_map(|key| KeySpan::key(key).unwrap()),
             key().prop_map(|prefix| KeySpan::prefix(prefix).unwrap()),

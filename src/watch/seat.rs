@@ -9,10 +9,10 @@ use std::task::Waker;
 
 use parking_lot::Mutex;
 
+use super::Revised;
 use super::budget::Taken;
 use super::hub::Bounds;
 use super::selection::Selection;
-use super::Revised;
 use crate::error::Error;
 use crate::id::Revision;
 
@@ -87,11 +87,7 @@ impl Queue {
 impl Seat {
     pub fn new(number: u64, selection: Selection) -> Seat {
         let standing = Standing::Away(Revision::default());
-        Seat {
-            number,
-            selection,
-            place: Mutex::new(Place { standing, progress_wanted: false, waker: None }),
-        }
+        Seat { number, selection, place: Mutex::new(Place { standing, progress_wanted: false, waker: None }) }
     }
 
     /// Asks the watcher how far it is: it answers when it has told everything up to there.

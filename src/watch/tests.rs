@@ -17,7 +17,8 @@ use crate::machine::outcome::Context;
 use crate::machine::view::{MemoryView, Table};
 
 /// Small, so that a few events go over them.
-const BOUNDS: Bounds = Bounds { queue_revisions_max: 3, queue_bytes_max: 600, portion_bytes: 250, scan_bytes: 500 };
+const BOUNDS: Bounds =
+    Bounds { queue_revisions_max: 3, queue_bytes_max: 600, portion_bytes: 250, scan_bytes: 500 };
 
 /// One input's events: keys, and whether each is deleted.
 type Input = Vec<(u8, bool)>;
@@ -73,7 +74,8 @@ impl World {
         let mut rows = EventRows::default();
         for input in inputs.iter().filter(|input| !input.is_empty()) {
             self.revision = self.revision.next();
-            let context = Context { index: self.index, offset: 0, time: self.index, revision: self.revision.0 };
+            let context =
+                Context { index: self.index, offset: 0, time: self.index, revision: self.revision.0 };
             rows.savepoint();
             for &(key, delete) in input {
                 let kind = if delete { EventKind::Delete } else { EventKind::Put };
@@ -209,53 +211,61 @@ fn ask(world: &World, watching: &mut Watching) {
     panic!("it never says how far it is");
 }
 
+fn carry_out(act: Act, world: &mut World, all: &mut Vec<Watching>) {
+    match act {
+        Act::Write(inputs) => world.write(&inputs),
+        Act::Tell => world.tell(),
+        Act::Install => world.install(),
+        Act::Begin { span, puts, deletes, back } => {
+            let from = Revision((world.revision.0 + 1).saturating_sub(back).max(2));
+            all.push(world.watch(selection(span, puts, deletes), from));
+        }
+        Act::Step(who, steps) => {
+            if let Some(watching) = all.get_mut(who) {
+                (0..steps).for_each(|_| watching.step());
+            }
+        }
+        Act::Read(who) => {
+            if let Some(watching) = all.get_mut(who).filter(|watching| watching.wants_read) {
+                world.read(watching);
+            }
+        }
+        Act::Progress(who) => {
+            if let Some(watching) = all.get_mut(who) {
+                if std::mem::take(&mut watching.wants_read) {
+                    world.read(watching);
+                }
+                ask(world, watching);
+            }
+        }
+        Act::Leave(who) => {
+            if who < all.len() {
+                all.swap_remove(who);
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 256 } else { 1_500 }))]
 
     #[test]
-    fn every_watcher_gets_exactly_its_events(acts in acts(), budget_bytes in prop_oneof![Just(300), Just(1 << 20)]) {
+    fn every_watcher_gets_exactly_its_events(
+        acts in acts(),
+        budget_bytes in prop_oneof![Just(300), Just(1 << 20)],
+    ) {
         let mut world = World::new(budget_bytes);
         let mut all: Vec<Watching> = Vec::new();
         for act in acts {
-            match act {
-                Act::Write(inputs) => world.write(&inputs),
-                Act::Tell => world.tell(),
-                Act::Install => world.install(),
-                Act::Begin { span, puts, deletes, back } => {
-                    let from = Revision((world.revision.0 + 1).saturating_sub(back).max(2));
-                    all.push(world.watch(selection(span, puts, deletes), from));
-                }
-                Act::Step(who, steps) => {
-                    if let Some(watching) = all.get_mut(who) {
-                        (0..steps).for_each(|_| watching.step());
-                    }
-                }
-                Act::Read(who) => {
-                    if let Some(watching) = all.get_mut(who).filter(|watching| watching.wants_read) {
-                        world.read(watching);
-                    }
-                }
-                Act::Progress(who) => {
-                    if let Some(watching) = all.get_mut(who) {
-                        if std::mem::take(&mut watching.wants_read) {
-                            world.read(watching);
-                        }
-                        ask(&world, watching);
-                    }
-                }
-                Act::Leave(who) => {
-                    if who < all.len() {
-                        all.swap_remove(who);
-                    }
-                }
-            }
+            carry_out(act, &mut world, &mut all);
             for watching in &all {
                 let due = world.events(&watching.selection, watching.from);
                 prop_assert!(due.starts_with(&watching.told), "told {:?} of {due:?}", watching.told);
             }
         }
         // Whoever has nothing to do and was not woken has all that the hub was told of.
-        for watching in all.iter().filter(|watching| watching.idle && !watching.woken.0.load(Ordering::SeqCst)) {
+        let waits = |watching: &&Watching| watching.idle && !watching.woken.0.load(Ordering::SeqCst);
+        for watching in all.iter().filter(waits) {
             let due = world.events(&watching.selection, watching.from);
             let due = due.into_iter().filter(|event| event.revision <= world.told).count();
             prop_assert!(watching.told.len() >= due, "{} of {due} events", watching.told.len());
@@ -284,7 +294,8 @@ proptest! {
 #[test]
 fn watchers_that_stop_reading_hold_no_memory() {
     let mut world = World::new(64 << 10);
-    let mut all: Vec<Watching> = (0..10_000).map(|_| world.watch(Selection::of(KeySpan::all()), Revision(2))).collect();
+    let mut all: Vec<Watching> =
+        (0..10_000).map(|_| world.watch(Selection::of(KeySpan::all()), Revision(2))).collect();
     for watching in &mut all {
         watching.step();
         world.read(watching);
@@ -339,7 +350,11 @@ fn history_that_is_gone_is_told_with_the_first_revision_that_is_kept() {
     world.write(&[vec![(0, false)], vec![(0, false)], vec![(0, false)]]);
     let read = |from| {
         let mut watching = world.watch(Selection::of(KeySpan::all()), Revision(from));
-        watching.watcher.read(super::Standing { revision: world.revision, first: Revision(3), view: &world.view })
+        watching.watcher.read(super::Standing {
+            revision: world.revision,
+            first: Revision(3),
+            view: &world.view,
+        })
     };
     assert!(matches!(read(2), Err(Error::Compacted { asked: Revision(2), first: Revision(3) })));
     assert!(read(3).is_ok());
@@ -376,15 +391,16 @@ fn watchers_on_other_threads_get_exactly_their_events() {
                     Step::Progress(_) => panic!("nobody asked"),
                 },
             }
-            if lazy > 0 && told.len() as u64 % lazy == 0 {
+            if lazy > 0 && (told.len() as u64).is_multiple_of(lazy) {
                 std::thread::yield_now();
             }
         }
         told
     };
     std::thread::scope(|scope| {
-        let watching: Vec<_> =
-            [(0, 0), (1, 0), (0, 7), (1, 100)].map(|(key, lazy)| (key, scope.spawn(move || follow(key, lazy)))).into();
+        let watching: Vec<_> = [(0, 0), (1, 0), (0, 7), (1, 100)]
+            .map(|(key, lazy)| (key, scope.spawn(move || follow(key, lazy))))
+            .into();
         for index in 1..=BATCHES {
             let revision = Revision(index + 1);
             let mut rows = EventRows::default();

@@ -150,6 +150,17 @@ impl Watcher {
         Some(Revision(self.next.0 - 1))
     }
 
+    /// Whether [`read`](Watcher::read) would go to the disk. Else it does not block.
+    pub fn reads(&self, state: &Standing) -> bool {
+        self.next >= state.first && self.next < self.read_end(state)
+    }
+
+    /// The first revision that it need not, or cannot, read from disk.
+    fn read_end(&self, state: &Standing) -> Revision {
+        let known = state.revision.next();
+        self.joined.map_or(known, |joined| joined.min(known))
+    }
+
     /// Reads the next portion of history from a state that was published after the last
     /// [`Step::Read`]. Blocks.
     ///
@@ -159,12 +170,11 @@ impl Watcher {
         if self.next < state.first {
             return Err(Error::Compacted { asked: self.next, first: state.first });
         }
-        let known = state.revision.next();
-        let end = self.joined.map_or(known, |joined| joined.min(known));
+        let end = self.read_end(&state);
         if self.next < end {
             self.read_next = self.read_portion(state.view, end)?;
         }
-        if self.joined.is_none() && self.next.max(self.read_next) >= known {
+        if self.joined.is_none() && self.next.max(self.read_next) >= end {
             self.joined = Some(self.hub.join(&self.seat)?);
         }
         Ok(())

@@ -150,6 +150,7 @@ impl Node {
                 Ok(Answer::Done(()))
             }
             Question::Explain(group) => Ok(Answer::Explained(self.explain_here(GroupId(group)).await?)),
+            Question::Watch(words) => self.watch_for_other(words).await,
             Question::Compare(question) => Ok(Answer::Compared(self.compare_here(question).await?)),
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;

@@ -6,6 +6,7 @@
 //! - `foreseen`: where those are that only the log knows of
 //! - `host`: what becomes of the words of other nodes; `words`: what nodes ask each other
 //! - `route`: to the leader, wherever it is; `waiting_room`: what is held while nobody leads
+//! - `watch`: what another node's replica tells of a machine; `watch_words`: in which words
 //! - `roster`: the nodes, as people see and change them
 //! - `members`: sees to it that groups become what the catalog says; `plan`: the next step to that
 //! - `verify`: compares the replicas of a machine; `reseed`: gives one the leader's state;
@@ -30,6 +31,8 @@ mod roster;
 mod route;
 mod verify;
 mod waiting_room;
+mod watch;
+mod watch_words;
 pub(super) mod words;
 
 pub(super) use self::contact::{locate_all, of_catalog, replicas};
@@ -40,3 +43,4 @@ pub(super) use self::members::run as look_after_groups;
 pub(super) use self::modules::fetch_missing;
 pub(super) use self::roster::record;
 pub(super) use self::waiting_room::{Counts, WaitingRoom};
+pub(super) use self::watch::RemoteWatch;

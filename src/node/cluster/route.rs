@@ -148,7 +148,7 @@ impl Node {
     }
 
     /// The nodes of a machine's replicas that can be reached first, then the others.
-    fn replicas_elsewhere(&self, record: &MachineRecord) -> Vec<NodeId> {
+    pub(super) fn replicas_elsewhere(&self, record: &MachineRecord) -> Vec<NodeId> {
         let own = self.id();
         let mut nodes: Vec<NodeId> =
             record.replicas.iter().map(|replica| replica.node()).filter(|node| *node != own).collect();

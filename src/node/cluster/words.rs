@@ -4,8 +4,9 @@
 use bytes::Bytes;
 use prost::Message;
 
+pub use super::watch_words::{WatchWords, WatchedWords};
 use crate::error::Error;
-use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, StateHash, Term};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::batch::Operation;
 use crate::machine::outcome::{Outcome, OutcomeRow};
 use crate::machine::session::First;
@@ -18,7 +19,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub question: Option<Question>,
 }
 
@@ -64,6 +65,9 @@ pub enum Question {
     /// You lead this group: where do our replicas' ways part?
     #[prost(message, tag = "13")]
     Compare(Compare),
+    /// What comes next of a watch of a machine of which the asker has no replica?
+    #[prost(message, tag = "14")]
+    Watch(WatchWords),
 }
 
 /// See [`Question::Compare`].
@@ -295,7 +299,7 @@ impl SnapshotOffer {
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// Which; none: a newer version answers.
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub answer: Option<Answer>,
 }
 
@@ -326,6 +330,9 @@ pub enum Answer {
     /// Where two replicas' ways part.
     #[prost(message, tag = "8")]
     Compared(Compared),
+    /// What comes next of a watch.
+    #[prost(message, tag = "9")]
+    Watched(WatchedWords),
 }
 
 /// Why something failed.
@@ -423,6 +430,14 @@ impl Answer {
         let Answer::Outcome(row) = self else { return Err(not_understood()) };
         let First { index, revision, outcome } = row.outcome().ok_or_else(not_understood)?;
         Ok(Applied { index, revision, outcome })
+    }
+
+    /// What comes next of a watch.
+    pub fn watched(self) -> Result<WatchedWords, Error> {
+        match self {
+            Answer::Watched(words) => Ok(words),
+            _ => Err(not_understood()),
+        }
     }
 
     /// The answer to a query.

@@ -1,0 +1,161 @@
+//! Watches in a cluster: of a machine elsewhere, and on the move from node to node.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use statehouse::Node;
+use statehouse::error::Error;
+use statehouse::id::Revision;
+use statehouse::node::request::{KeySpan, WatchEvents, WatchSpec, Watched};
+use statehouse::node::watches::Watch;
+use tokio::sync::RwLock;
+
+use super::harness::{Cluster, put};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn next(watch: &mut Watch) -> Watched {
+    tokio::time::timeout(PATIENCE, watch.next()).await.expect("in time").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_replica_watches_like_one_that_has_one() {
+    const WRITES: u64 = 300;
+    let cluster = Cluster::of(3).await;
+    cluster.create_kv("one", 1).await;
+    let writer = cluster.node(0).clone();
+    writer.apply("one", put("k0", "first")).await.unwrap();
+    let spec = |from| WatchSpec { from, previous: true, ..WatchSpec::of(KeySpan::prefix("k").unwrap()) };
+    let mut all = Vec::new();
+    for node in cluster.nodes() {
+        all.push((2, node.watch("one", spec(Some(Revision(2)))).await.unwrap()));
+        all.push((3, node.watch("one", spec(None)).await.unwrap()));
+    }
+    let here = cluster.nodes().filter(|node| node.machine("one").unwrap().replica.is_some()).count();
+    assert_eq!(here, 1, "two of the nodes have no replica");
+    let writing = tokio::spawn(async move {
+        for number in 1..WRITES {
+            writer.apply("one", put(&format!("k{}", number % 3), &number.to_string())).await.unwrap();
+        }
+        writer.apply("one", put("other", "x")).await.unwrap();
+    });
+    for (first, watch) in &mut all {
+        assert_eq!(watch.first(), Revision(*first));
+        for revision in *first..WRITES + 2 {
+            let Watched::Events(told) = next(watch).await else { panic!("nobody asked how far it is") };
+            assert_eq!((told.revision, told.events.len()), (Revision(revision), 1));
+            assert_eq!(told.events[0].previous.is_some(), revision >= 5, "at {revision}");
+        }
+    }
+    writing.await.unwrap();
+    for (_, watch) in &mut all {
+        watch.asker().want_progress();
+        assert_eq!(next(watch).await, Watched::Progress(Revision(WRITES + 2)));
+    }
+    for node in cluster.nodes() {
+        let future = node.watch("one", spec(Some(Revision(WRITES + 9)))).await.err();
+        assert!(matches!(&future, Some(Error::Invalid(text)) if text.contains("future")), "{future:?}");
+    }
+    cluster.shutdown().await;
+}
+
+/// A watcher that goes to the next node when its own ends the watch.
+async fn follow(
+    nodes: Arc<RwLock<Vec<Option<Node>>>>,
+    stop: Arc<AtomicBool>,
+    begun: usize,
+) -> Vec<WatchEvents> {
+    let (mut told, mut from, mut at, mut moves) = (Vec::new(), Revision(2), begun, 0);
+    loop {
+        let node = nodes.read().await[at % 3].clone();
+        at += 1;
+        let Some(node) = node else { continue };
+        let spec = WatchSpec { from: Some(from), ..WatchSpec::of(KeySpan::prefix("k").unwrap()) };
+        let mut watch = match node.watch("kv", spec).await {
+            Ok(watch) => watch,
+            Err(Error::Unavailable(_) | Error::DeadlineExceeded(_)) => continue,
+            Err(why) => panic!("no reason to end: {why:?}"),
+        };
+        // Its directory is to be free when it stops.
+        drop(node);
+        moves += 1;
+        loop {
+            match tokio::time::timeout(Duration::from_millis(300), watch.next()).await {
+                Ok(Ok(Watched::Events(events))) => {
+                    from = events.revision.next();
+                    told.push(events);
+                }
+                Ok(Ok(Watched::Progress(_))) => panic!("nobody asked how far it is"),
+                Ok(Err(Error::Unavailable(_))) => break,
+                Ok(Err(why)) => panic!("no reason to end: {why:?}"),
+                Err(_) if stop.load(Ordering::SeqCst) => {
+                    assert!(moves > 1, "it never had to move");
+                    return told;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_move_from_node_to_node_while_nodes_stop_and_miss_nothing() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.create_kv("kv", 3).await;
+    cluster.wait("kv is everywhere", |node| node.machine("kv").is_ok_and(|m| m.replica.is_some())).await;
+    let nodes: Vec<Option<Node>> = (0..3).map(|number| Some(cluster.node(number).clone())).collect();
+    let nodes = Arc::new(RwLock::new(nodes));
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let watching: Vec<_> =
+        (0..6).map(|number| tokio::spawn(follow(nodes.clone(), stop.clone(), number))).collect();
+    let (writing_nodes, writing_done) = (nodes.clone(), done.clone());
+    let writing = tokio::spawn(async move {
+        let mut number = 0_u64;
+        while !writing_done.load(Ordering::SeqCst) {
+            let node = writing_nodes.read().await[number as usize % 3].clone();
+            number += 1;
+            let key = if number.is_multiple_of(4) { "other".to_owned() } else { format!("k{}", number % 5) };
+            if let Some(node) = node {
+                // A node that stops does not take it: what counts is what the history says in the end.
+                let _ = node.apply("kv", put(&key, &number.to_string())).await;
+            }
+        }
+    });
+    for round in 0..5 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let leader = (0..3).find(|number| cluster.leads(*number, "kv"));
+        let stopped = leader.filter(|_| round % 2 == 0).unwrap_or(round % 3);
+        nodes.write().await[stopped] = None;
+        cluster.stop(stopped).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        cluster.start(stopped).await;
+        nodes.write().await[stopped] = Some(cluster.node(stopped).clone());
+    }
+    done.store(true, Ordering::SeqCst);
+    writing.await.unwrap();
+    cluster.assert_lockstep("kv").await;
+    let last = cluster.node(0).machine("kv").unwrap().replica.unwrap().revision;
+    let spec = WatchSpec { from: Some(Revision(2)), ..WatchSpec::of(KeySpan::prefix("k").unwrap()) };
+    let mut history = cluster.node(1).watch("kv", spec).await.unwrap();
+    history.asker().want_progress();
+    let mut due = Vec::new();
+    loop {
+        match next(&mut history).await {
+            Watched::Events(events) => due.push(events),
+            Watched::Progress(revision) => {
+                assert_eq!(revision, last);
+                break;
+            }
+        }
+    }
+    assert!(due.len() > 100, "only {} revisions", due.len());
+    stop.store(true, Ordering::SeqCst);
+    for watching in watching {
+        let told = tokio::time::timeout(PATIENCE, watching).await.expect("it ends").unwrap();
+        assert_eq!(told.len(), due.len());
+        assert!(told == due, "a watcher was told something else than what happened");
+    }
+    drop(history);
+    cluster.shutdown().await;
+}
