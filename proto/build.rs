@@ -9,7 +9,7 @@ use std::{env, error, fs};
 const ROOT: &str = "proto";
 
 /// Messages that nodes also send each other: the crate has them as types of its own, with the same tags.
-const SHARED: [&str; 4] = ["NodeReport", "Behind", "DiskUse", "ReplicaLog"];
+const SHARED: [&str; 6] = ["NodeReport", "Behind", "DiskUse", "ReplicaLog", "LeaseInfo", "LeasePage"];
 
 fn main() -> Result<(), Box<dyn error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");

@@ -10,6 +10,8 @@ mod hinted;
 mod killed;
 #[path = "cli/leases.rs"]
 mod leases;
+#[path = "cli/locks.rs"]
+mod locks;
 #[path = "cli/process.rs"]
 mod process;
 #[path = "cli/refusals.rs"]

@@ -12,6 +12,8 @@ mod guests;
 mod hostile;
 #[path = "node/interrupted.rs"]
 mod interrupted;
+#[path = "node/leases.rs"]
+mod leases;
 #[path = "node/slow_save.rs"]
 mod slow_save;
 #[path = "node/wasi.rs"]

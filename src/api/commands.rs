@@ -32,28 +32,29 @@ impl CommandsService {
     pub fn new(serving: Arc<Serving>) -> CommandsService {
         CommandsService { serving }
     }
+}
 
-    fn bounds(&self) -> Bounds {
-        let limits = &self.serving.limits;
-        Bounds {
-            requests_max: limits.stream_requests_max as usize,
-            bytes_max: usize::try_from(limits.stream_bytes_max).unwrap_or(usize::MAX),
-        }
+/// How much of a stream may be under way.
+pub(super) fn bounds(serving: &Serving) -> Bounds {
+    let limits = &serving.limits;
+    Bounds {
+        requests_max: limits.stream_requests_max as usize,
+        bytes_max: usize::try_from(limits.stream_bytes_max).unwrap_or(usize::MAX),
     }
 }
 
 /// The machine that a message of a stream is for: it need not be said again while it stays the same.
-struct Addressee {
+pub(super) struct Addressee {
     name: Arc<str>,
 }
 
 impl Addressee {
-    fn unknown() -> Addressee {
+    pub(super) fn unknown() -> Addressee {
         Addressee { name: "".into() }
     }
 
     /// The machine of a message that names `name`, which may be empty.
-    fn follow(&mut self, name: &str) -> Result<Arc<str>, Error> {
+    pub(super) fn follow(&mut self, name: &str) -> Result<Arc<str>, Error> {
         if !name.is_empty() && *name != *self.name {
             self.name = name.into();
         }
@@ -140,7 +141,7 @@ impl Commands for CommandsService {
             (bytes, apply_answer(id, applying))
         };
         let stopping = self.serving.stopping();
-        let answers = InFlight::new(requests.into_inner(), self.bounds(), stopping, begin);
+        let answers = InFlight::new(requests.into_inner(), bounds(&self.serving), stopping, begin);
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -170,7 +171,7 @@ impl Commands for CommandsService {
             (bytes, query_answer(request.id, asking))
         };
         let stopping = self.serving.stopping();
-        let answers = InFlight::new(requests.into_inner(), self.bounds(), stopping, begin);
+        let answers = InFlight::new(requests.into_inner(), bounds(&self.serving), stopping, begin);
         Ok(Response::new(Box::pin(answers)))
     }
 }

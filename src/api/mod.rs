@@ -6,14 +6,15 @@
 //! server answers what it has begun.
 //!
 //! # Layout
-//! - `commands`, `modules`, `machines`, `nodes`, `watches`: the services of `proto/statehouse/v1`, a file
-//!   each
+//! - `commands`, `leases`, `modules`, `machines`, `nodes`, `watches`: the services of `proto/statehouse/v1`,
+//!   a file each
 //! - `in_flight`: many requests under way on one stream
 //! - `http`: metrics and health
 
 mod commands;
 mod http;
 mod in_flight;
+mod leases;
 mod machines;
 mod members;
 mod modules;
@@ -39,6 +40,7 @@ use crate::error::Error;
 use crate::id::{Digest, NotADigest};
 use crate::node::Node;
 use crate::proto::v1::commands_server::CommandsServer;
+use crate::proto::v1::leases_server::LeasesServer;
 use crate::proto::v1::machines_server::MachinesServer;
 use crate::proto::v1::members_server::MembersServer;
 use crate::proto::v1::modules_server::ModulesServer;
@@ -244,6 +246,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
     let message_bytes_max = usize::try_from(command_bytes_max.max(query_bytes_max) + OVERHEAD_BYTES)
         .map_err(|_| Error::Invalid("limits.command_bytes_max is over this computer's memory".into()))?;
     let commands = CommandsServer::new(commands::CommandsService::new(serving.clone()));
+    let leases = LeasesServer::new(leases::LeasesService::new(serving.clone()));
     let machines = MachinesServer::new(machines::MachinesService::new(serving.clone()));
     let members = MembersServer::new(members::MembersService::new(serving.clone()));
     let modules = ModulesServer::new(modules::ModulesService::new(serving.clone()));
@@ -262,6 +265,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(commands.max_decoding_message_size(message_bytes_max))
+        .add_service(leases.max_decoding_message_size(message_bytes_max))
         .add_service(machines.max_decoding_message_size(message_bytes_max))
         .add_service(modules.max_decoding_message_size(CHUNK_BYTES_MAX + OVERHEAD_BYTES as usize))
         .add_service(nodes)

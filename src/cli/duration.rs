@@ -4,14 +4,33 @@
 
 use statehouse_kv::TTL_MS_MAX;
 
+use crate::machine::lease;
+
 /// The units, and their milliseconds.
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// A time to live in milliseconds: 1 ms to 10 years.
+/// A key's time to live in milliseconds: 1 ms to 10 years.
 pub fn ttl_ms(text: &str) -> Result<u64, String> {
+    within(text, TTL_MS_MAX, "3650d, 10 years")
+}
+
+/// A lease's in milliseconds: 1 ms to 100 years.
+pub fn lease_ttl_ms(text: &str) -> Result<u64, String> {
+    within(text, lease::TTL_MS_MAX, "36500d, 100 years")
+}
+
+/// A lock's in milliseconds: 500 ms, so that there is time to keep it, to a day.
+pub fn lock_ttl_ms(text: &str) -> Result<u64, String> {
     match milliseconds(text)? {
-        ms if (1..=TTL_MS_MAX).contains(&ms) => Ok(ms),
-        _ => Err(format!("a time to live of {text}: it may be 1ms to 3650d ({TTL_MS_MAX} ms, 10 years)")),
+        ms if (500..=86_400_000).contains(&ms) => Ok(ms),
+        _ => Err(format!("a lock of {text}: it may be 500ms to 1d")),
+    }
+}
+
+fn within(text: &str, ms_max: u64, max: &str) -> Result<u64, String> {
+    match milliseconds(text)? {
+        ms if (1..=ms_max).contains(&ms) => Ok(ms),
+        _ => Err(format!("a time to live of {text}: it may be 1ms to {ms_max}ms ({max})")),
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //! - `serve`, `dev`: run a node; `running`: what both have in common
-//! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `watch`, `status`: talk to one
+//! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `lease`, `watch`, `status`: talk to one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
 //! - `payload`, `duration`: arguments that stand for bytes and times; `output`: how data is shown;
 //!   `telemetry`: the log and traces
@@ -19,6 +19,7 @@ mod dev;
 mod duration;
 mod explain;
 mod kv;
+mod lease;
 mod machine;
 mod member;
 mod module;
@@ -125,6 +126,7 @@ enum Command {
     Query(query::Query),
     Kv(kv::Kv),
     Watch(watch::Watch),
+    Lease(lease::Lease),
     Status(status::Status),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -214,7 +216,8 @@ impl Command {
             Command::Member(command) => command.run(global).await?,
             Command::Apply(command) => command.run(global).await?,
             Command::Query(command) => command.run(global).await?,
-            Command::Kv(command) => command.run(global).await?,
+            Command::Kv(command) => return command.run(global).await,
+            Command::Lease(command) => command.run(global).await?,
             Command::Watch(command) => command.run(global).await?,
             Command::Status(command) => command.run(global).await?,
             Command::Serve(_) | Command::Completions(_) | Command::CompileModule(_) => {
@@ -340,6 +343,15 @@ mod tests {
             "statehouse kv del K --prefix",
             "statehouse kv txn @FILE",
             "statehouse kv compact 7",
+            "statehouse kv lock NAME -- COMMAND",
+            "statehouse kv lock NAME --ttl 30s --wait 5m -- COMMAND --with -4 arguments",
+            "statehouse lease grant",
+            "statehouse lease grant --ttl 10s --id 7 --machine kv",
+            "statehouse lease renew 7 8",
+            "statehouse lease keep-alive 7",
+            "statehouse lease revoke 7",
+            "statehouse lease show 7",
+            "statehouse lease list",
             "statehouse status --endpoints a:1,b:2 --timeout 5 --log debug",
             "statehouse completions bash",
             "statehouse compile-module 1 2 3 4",
@@ -366,6 +378,14 @@ mod tests {
             "statehouse kv put K V --ttl 3651d",
             "statehouse kv put K V --ttl 30s --lease 7",
             "statehouse kv put K V --lease 0",
+            "statehouse kv lock NAME",
+            "statehouse kv lock NAME COMMAND",
+            "statehouse kv lock NAME --ttl 499ms -- COMMAND",
+            "statehouse kv lock NAME --ttl 2d -- COMMAND",
+            "statehouse lease grant --ttl 0s",
+            "statehouse lease grant --ttl 36501d",
+            "statehouse lease grant --id 0",
+            "statehouse lease renew",
             "statehouse machine create NAME",
             "statehouse machine create NAME --module builtin:kv --replicas 8",
             "statehouse serve --bootstrap --join a:1",

@@ -47,6 +47,7 @@
 //! ```
 
 mod leaders;
+mod leases;
 mod members;
 mod stream;
 mod upload;
@@ -65,6 +66,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use self::leaders::Leaders;
+pub use self::leases::{KeepAliveAnswers, KeepAliveSender};
 pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
 pub use self::watch::ClientWatch;
 use crate::error::Error;

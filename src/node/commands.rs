@@ -150,7 +150,7 @@ impl Node {
         }
     }
 
-    async fn wait_fresh(&self, lane: &Lane, consistency: Consistency) -> Result<(), Error> {
+    pub(super) async fn wait_fresh(&self, lane: &Lane, consistency: Consistency) -> Result<(), Error> {
         match consistency {
             Consistency::Linearizable | Consistency::Lease if lane.reads_at_once() => Ok(()),
             Consistency::Linearizable | Consistency::Lease => {

@@ -1,7 +1,7 @@
-//! The keeper: flushes the state, lets the log be cut behind it, and proposes the end of leases.
+//! The keeper: flushes the state, and lets the log be cut behind it.
 //!
 //! Promises: the log is never cut beyond what `state` has flushed, nor, for a resident machine, beyond its
-//! last snapshot. Must never wait for a guest: leases of all machines end by this thread.
+//! last snapshot. Must never wait for a guest: it looks after all machines.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,18 +13,10 @@ use super::rounds::Rounds;
 use super::stage::Stage;
 use crate::error::Fault;
 use crate::id::Index;
-use crate::machine::batch::{Act, Expire};
-use crate::machine::lease;
-use crate::raft::{Input, Role};
+use crate::raft::Input;
 
 /// The log's files are laid out this long after the start, when the first rush is over.
 const LAY_OUT_AFTER_MS: u64 = 1_000;
-
-/// Leases whose end one operation proposes: bounds the batch when very many end together.
-const EXPIRE_MAX: usize = 1_000;
-
-/// It looks this often which machines have leases; at those, in each round.
-const SEARCH_ROUNDS: u32 = 5;
 
 /// When the keeper acts.
 #[derive(Clone, Copy, Debug)]
@@ -37,15 +29,7 @@ pub struct KeeperSettings {
 
 /// Starts the keeper's thread. When it is stopped it makes a last checkpoint.
 pub fn start(settings: KeeperSettings, stage: Arc<Stage>, registry: Arc<Registry>) -> Result<Rounds, Fault> {
-    let mut keeper = Keeper {
-        settings,
-        stage: stage.clone(),
-        registry,
-        flushed_ms: 0,
-        laid_out: false,
-        leasing: Vec::new(),
-        rounds: 0,
-    };
+    let mut keeper = Keeper { settings, stage: stage.clone(), registry, flushed_ms: 0, laid_out: false };
     Rounds::start("keeper", stage, move |stopping| keeper.round(stopping))
 }
 
@@ -56,19 +40,10 @@ struct Keeper {
     /// The monotonic clock at the last flush.
     flushed_ms: u64,
     laid_out: bool,
-    /// The machines that had leases when that was last looked at.
-    leasing: Vec<Arc<Machine>>,
-    rounds: u32,
 }
 
 impl Keeper {
     fn round(&mut self, stopping: bool) -> Result<(), Fault> {
-        if self.rounds.is_multiple_of(SEARCH_ROUNDS) {
-            let machines = self.registry.all();
-            self.leasing = machines.iter().filter(|machine| has_leases(machine)).cloned().collect();
-        }
-        self.rounds = self.rounds.wrapping_add(1);
-        self.leasing.iter().try_for_each(|machine| self.end_due_leases(machine))?;
         let now_ms = self.stage.clock.now().monotonic_ms;
         if !self.laid_out && now_ms >= LAY_OUT_AFTER_MS {
             self.laid_out = true;
@@ -82,26 +57,6 @@ impl Keeper {
         }
         Ok(())
     }
-
-    /// Proposes the end of leases whose deadline has passed by the log's clock, where this node leads.
-    /// Whether they end is decided by the stamp of the batch, so asking too early or twice does no harm.
-    fn end_due_leases(&self, machine: &Machine) -> Result<(), Fault> {
-        let Ok(parts) = machine.serving() else { return Ok(()) };
-        if parts.lane.role().is_none_or(|role| role.role != Role::Leader) {
-            return Ok(());
-        }
-        let published = parts.lane.published();
-        let leases = lease::due(&*published.view, published.time_ms(&self.stage.clock), EXPIRE_MAX)?;
-        if !leases.is_empty() {
-            let operation = Act::Expire(Expire { leases }).into();
-            self.stage.orders.send(Order::Propose { group: parts.lane.group, operation, waiter: None });
-        }
-        Ok(())
-    }
-}
-
-fn has_leases(machine: &Machine) -> bool {
-    machine.lane().is_some_and(|lane| lane.published().head.leases.live > 0)
 }
 
 /// Flushes the state and lets the log be cut behind it. For any thread: two at the same time do no harm,

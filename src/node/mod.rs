@@ -10,7 +10,8 @@
 //!   is not; `explanation`: where it left the way of the others
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `door`: lets requests in, and knows how many are inside
-//! - `keeper`: flushes, cutting the log, ends of leases; `saver`: snapshots of resident machines; `rounds`:
+//! - `leases`: what clients do with them; `renewals`: many as one operation; `expiry`: their ends
+//! - `keeper`: flushes, cutting the log; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
 //! - [`watches`]: who watches machines through this node
@@ -21,11 +22,13 @@ mod cluster;
 mod commands;
 pub mod config;
 mod door;
+mod expiry;
 mod explanation;
 mod halt_note;
 mod history;
 mod keeper;
 mod lane;
+pub mod leases;
 mod lockstep;
 mod machine;
 mod machines;
@@ -37,6 +40,7 @@ mod reconcile;
 mod recovery;
 mod registry;
 mod removal;
+mod renewals;
 mod report;
 pub mod request;
 mod rounds;
@@ -62,6 +66,7 @@ use self::lane::Lane;
 use self::open::{Found, Opened, Threads};
 use self::registry::Registry;
 use self::removal::Removal;
+use self::renewals::Renewals;
 use self::request::NodeStatus;
 use self::shelf::Shelf;
 use self::stage::Stage;
@@ -115,6 +120,7 @@ struct Inner {
     /// Requests that are under way here, and whether the node is about to stop.
     door: Door,
     long_queries: Semaphore,
+    renewals: Renewals,
 }
 
 impl Inner {
@@ -201,6 +207,7 @@ impl Node {
         }
         self.register().await?;
         let mut tasks = vec![tokio::spawn(reconcile::run(self.inner.clone()))];
+        tasks.push(self.spawn(self.clone().end_leases()));
         if self.inner.stage.net.is_some() {
             tasks.push(tokio::spawn(cluster::look_after_groups(self.inner.clone())));
             tasks.push(tokio::spawn(self.clone().grow_older()));

@@ -25,6 +25,7 @@ use super::order::{Order, Orders};
 use super::recovery;
 use super::registry::Registry;
 use super::removal::Removal;
+use super::renewals::Renewals;
 use super::rounds::Rounds;
 use super::saver;
 use super::shelf::Shelf;
@@ -145,8 +146,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let (clock, orders) = (Clock::start(), Orders::default());
     let (ready, ready_receiver) = inbox::new();
     let (courier, errands) = Courier::new();
-    let failure = watch::Sender::new(None);
-    let log_reader = log_db.reader();
+    let (failure, log_reader) = (watch::Sender::new(None), log_db.reader());
     let metrics = Metrics::default();
     let log = start_log(log_db, metrics.stages.clone(), orders.clone(), failure.clone())?;
     let stage = Arc::new(Stage {
@@ -198,6 +198,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         stopping: watch::Sender::new(false),
         door: Door::default(),
         long_queries: tokio::sync::Semaphore::new(super::LONG_QUERIES_MAX),
+        renewals: Renewals::default(),
     };
     Ok(Opened { inner, gate, foreseen, errands })
 }

@@ -378,6 +378,44 @@ pub struct ReplicaLog {
     pub halted: Option<String>,
 }
 
+/// A lease of a machine; the same among nodes.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct LeaseInfo {
+    /// Its id.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What it was granted for, in milliseconds.
+    #[prost(uint64, tag = "2")]
+    pub ttl_ms: u64,
+    /// How long it still lives if it is not renewed; 0: its end is on its way into the log.
+    #[prost(uint64, tag = "3")]
+    pub remaining_ms: u64,
+    /// Whether the machine granted it to itself: then no client renews or revokes it.
+    #[prost(bool, tag = "4")]
+    pub of_machine: bool,
+    /// Whether it is a session.
+    #[prost(bool, tag = "5")]
+    pub is_session: bool,
+    /// The keys that are attached to it, in their order, as many as are shown; only of a lease that was asked
+    /// for by its id.
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub keys: Vec<Bytes>,
+    /// Whether there are more keys.
+    #[prost(bool, tag = "7")]
+    pub more_keys: bool,
+}
+
+/// Some of a machine's leases; the same among nodes.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct LeasePage {
+    /// By their ids.
+    #[prost(message, repeated, tag = "1")]
+    pub leases: Vec<LeaseInfo>,
+    /// Whether there are more after the last one.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+
 /// A node, as the one that was asked knows it, and as it tells of itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Surveyed {

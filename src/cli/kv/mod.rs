@@ -1,9 +1,11 @@
 //! `statehouse kv`: the default machine, in etcd's words.
 
+mod lock;
 mod txn;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -61,6 +63,9 @@ enum Action {
     /// Compare and write as one revision; prints what was done, as JSON
     #[command(after_help = txn::HELP)]
     Txn(txn::Txn),
+    /// Run a command while holding a lock, once it is to be had
+    #[command(after_help = lock::HELP)]
+    Lock(lock::Lock),
     /// Give up the history before a revision
     #[command(after_help = "Examples:\n  statehouse kv compact 1000")]
     Compact {
@@ -104,26 +109,12 @@ struct Get {
 }
 
 impl Kv {
-    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+    pub async fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
         let store = Store { global, machine: self.machine };
-        match self.action {
-            Action::Put(put) => store.put(put).await,
-            Action::Get(get) => store.get(get).await,
-            Action::Del { key, prefix } => store.delete(key.into_vec(), prefix).await,
-            Action::Txn(txn) => {
-                let answer = store.apply(&txn.request()?).await?;
-                output::json(&txn::answer_json(&answer))?;
-                Ok(())
-            }
-            Action::Compact { revision } => {
-                let answer = store.apply(&CompactionRequest { revision, physical: false }).await?;
-                let now = revision_of(answer.header.as_ref());
-                if global.json {
-                    output::json(&json!({ "revision": now, "compacted": revision }))?;
-                }
-                Ok(())
-            }
+        if let Action::Lock(lock) = self.action {
+            return lock.run(global, &store.machine).await;
         }
+        store.act(self.action).await.map(|()| ExitCode::SUCCESS)
     }
 }
 
@@ -134,6 +125,28 @@ struct Store<'g> {
 }
 
 impl Store<'_> {
+    async fn act(&self, action: Action) -> anyhow::Result<()> {
+        match action {
+            Action::Put(put) => self.put(put).await,
+            Action::Get(get) => self.get(get).await,
+            Action::Del { key, prefix } => self.delete(key.into_vec(), prefix).await,
+            Action::Lock(_) => unreachable!("it has a way of its own to end"),
+            Action::Txn(txn) => {
+                let answer = self.apply(&txn.request()?).await?;
+                output::json(&txn::answer_json(&answer))?;
+                Ok(())
+            }
+            Action::Compact { revision } => {
+                let answer = self.apply(&CompactionRequest { revision, physical: false }).await?;
+                let now = revision_of(answer.header.as_ref());
+                if self.global.json {
+                    output::json(&json!({ "revision": now, "compacted": revision }))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Sends a request through the log.
     async fn apply<C: Call>(&self, request: &C) -> anyhow::Result<C::Answer> {
         let applied = self.global.client()?.apply(&self.machine, request.to_envelope()).await?;

@@ -149,6 +149,7 @@ impl Node {
                 self.seed(from, GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))
             }
+            Question::Leases(words) => Ok(Answer::Leases(self.leases_here(&words).await?)),
             Question::Explain(group) => Ok(Answer::Explained(self.explain_here(GroupId(group)).await?)),
             Question::Watch(words) => self.watch_for_other(words).await,
             Question::Compare(question) => Ok(Answer::Compared(self.compare_here(question).await?)),

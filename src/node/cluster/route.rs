@@ -188,12 +188,21 @@ impl Node {
         request: Bytes,
         consistency: Consistency,
     ) -> Result<Answered, Error> {
+        let query = Query::new(&record.name, request, consistency);
+        self.ask_any(record, Question::Query(query)).await?.answered()
+    }
+
+    /// Asks a node that has a replica of the machine something that changes nothing.
+    pub(in crate::node) async fn ask_any(
+        &self,
+        record: &MachineRecord,
+        question: Question,
+    ) -> Result<Answer, Error> {
         let mut last = Error::Unavailable(format!("no other node has a replica of {:?}", record.name));
-        // A query changes nothing: the next node may be asked whatever came of the first.
+        // The next node may be asked whatever came of the first.
         for node in self.replicas_elsewhere(record) {
-            let query = Query::new(&record.name, request.clone(), consistency);
-            match self.ask(node, Question::Query(query), ANSWER_PATIENCE).await {
-                Ok(answer) => return answer.answered(),
+            match self.ask(node, question.clone(), ANSWER_PATIENCE).await {
+                Ok(answer) => return Ok(answer),
                 Err(why @ (Error::NotLeader { .. } | Error::Unavailable(_) | Error::Unknown(_))) => {
                     last = why;
                 }

@@ -11,7 +11,7 @@ use crate::machine::batch::Operation;
 use crate::machine::outcome::{Outcome, OutcomeRow};
 use crate::machine::session::First;
 use crate::node::explanation::{Effects, Explanation};
-use crate::node::request::{Answered, Applied, Consistency, NodeReport, ReplicaLog};
+use crate::node::request::{Answered, Applied, Consistency, LeasePage, NodeReport, ReplicaLog};
 use crate::raft::SnapshotHead;
 use crate::storage::entry::Membership;
 
@@ -19,7 +19,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     pub question: Option<Question>,
 }
 
@@ -68,6 +68,26 @@ pub enum Question {
     /// What comes next of a watch of a machine of which the asker has no replica?
     #[prost(message, tag = "14")]
     Watch(WatchWords),
+    /// Which leases has a machine of which the asker has no replica?
+    #[prost(message, tag = "15")]
+    Leases(LeasesWords),
+}
+
+/// See [`Question::Leases`].
+#[derive(Clone, PartialEq, Message)]
+pub struct LeasesWords {
+    /// The machine's name.
+    #[prost(string, tag = "1")]
+    pub machine: String,
+    /// This one, with its keys; none: those that follow.
+    #[prost(uint64, optional, tag = "2")]
+    pub id: Option<u64>,
+    /// Those after this id.
+    #[prost(uint64, tag = "3")]
+    pub after: u64,
+    /// At most so many; 0: a page.
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
 }
 
 /// See [`Question::Compare`].
@@ -299,7 +319,7 @@ impl SnapshotOffer {
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// Which; none: a newer version answers.
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub answer: Option<Answer>,
 }
 
@@ -333,6 +353,9 @@ pub enum Answer {
     /// What comes next of a watch.
     #[prost(message, tag = "9")]
     Watched(WatchedWords),
+    /// Leases of a machine.
+    #[prost(message, tag = "10")]
+    Leases(LeasePage),
 }
 
 /// Why something failed.
@@ -436,6 +459,14 @@ impl Answer {
     pub fn watched(self) -> Result<WatchedWords, Error> {
         match self {
             Answer::Watched(words) => Ok(words),
+            _ => Err(not_understood()),
+        }
+    }
+
+    /// Leases of a machine.
+    pub fn leases(self) -> Result<LeasePage, Error> {
+        match self {
+            Answer::Leases(page) => Ok(page),
             _ => Err(not_understood()),
         }
     }
