@@ -9,7 +9,7 @@
 //! - `lockstep`: whether a replica still is one; `halt_note`: what is kept of one that
 //!   is not; `explanation`: where it left the way of the others
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
-//! - `door`: lets requests in, and knows how many are inside
+//! - `background`: work that gives way; `door`: lets requests in, and knows how many are inside
 //! - `leases`: what clients do with them; `renewals`: many as one operation; `expiry`: their ends
 //! - `keeper`: flushes, cutting the log; `saver`: snapshots of resident machines; `rounds`:
 //!   their threads; `history`: what resident machines are rebuilt from
@@ -18,6 +18,7 @@
 //! - `shelf`: modules; `metrics`: what is counted; `report`: how nodes and replicas are
 
 mod applier;
+mod background;
 mod cluster;
 mod commands;
 pub mod config;

@@ -12,11 +12,16 @@ use std::path::{Path, PathBuf};
 /// Ends the names of files that are not complete; [`remove_leftovers`] looks for it.
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
+/// What may be written and not synced. A sync of the log waits for what others have left unsynced on the same
+/// disk: that must not be a whole snapshot.
+const UNSYNCED_BYTES_MAX: usize = 1 << 20;
+
 /// A file being written. Dropped before it is kept, it is removed.
 pub struct NewFile {
     file: File,
     temporary: PathBuf,
     kept: bool,
+    unsynced_bytes: usize,
 }
 
 impl NewFile {
@@ -24,7 +29,17 @@ impl NewFile {
     pub fn create(directory: &Path, label: &str) -> io::Result<NewFile> {
         let temporary = directory.join(format!("{label}{TEMPORARY_SUFFIX}"));
         let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-        Ok(NewFile { file, temporary, kept: false })
+        Ok(NewFile { file, temporary, kept: false, unsynced_bytes: 0 })
+    }
+
+    /// The file, if it is time to sync what was written: whoever writes much does it now and then, where it
+    /// may wait.
+    pub fn due_for_sync(&mut self) -> io::Result<Option<File>> {
+        if self.unsynced_bytes < UNSYNCED_BYTES_MAX {
+            return Ok(None);
+        }
+        self.unsynced_bytes = 0;
+        self.file.try_clone().map(Some)
     }
 
     /// Makes it durable under `name`, in the same directory, replacing what had that name.
@@ -38,7 +53,9 @@ impl NewFile {
 
 impl Write for NewFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        let written = self.file.write(bytes)?;
+        self.unsynced_bytes += written;
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -18,6 +18,7 @@ use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::Head;
 use crate::machine::view::Table;
 use crate::net::{BulkName, FetchError, Net};
+use crate::node::background;
 use crate::node::lane::Lane;
 use crate::node::machine::Queries;
 use crate::node::order::Order;
@@ -189,8 +190,7 @@ impl Node {
             true => node.write_resident(&lane, least),
             false => node.write_stored(&lane),
         };
-        let made = tokio::task::spawn_blocking(make).await;
-        made.map_err(|e| Fault::new(format!("making a snapshot panicked: {e}")))?
+        background::run("snapshot", make).await?
     }
 
     fn write_stored(&self, lane: &Lane) -> Result<(Head, SnapshotHead), Error> {
@@ -327,8 +327,7 @@ impl Node {
                 }
             }
         }
-        let finished = tokio::task::spawn_blocking(move || staging.finish()).await;
-        finished.map_err(|e| Fault::new(format!("checking a snapshot panicked: {e}")))?.map(drop)
+        background::run("snapshot check", move || staging.finish()).await?.map(drop)
     }
 }
 
@@ -372,8 +371,14 @@ async fn fetch_rest(net: &Net, from: NodeId, staging: &mut Staging) -> Result<()
     let fetched = net.fetch(from, BulkName::Snapshot { group, index }, staging.bytes()).await;
     let mut bulk = fetched.map_err(Broken::There)?;
     while let Some(piece) = bulk.next().await.map_err(Broken::There)? {
-        // Pieces are small, and the file is not synced before its end: this does not hold up the thread.
-        staging.write(&piece).map_err(Broken::Here)?;
+        // Pieces are small: only a sync holds up a thread.
+        if let Some(file) = staging.write(&piece).map_err(Broken::Here)? {
+            let synced = tokio::task::spawn_blocking(move || file.sync_data()).await;
+            let failed = |why: &dyn std::fmt::Display| {
+                Broken::Here(Fault::new(format!("syncing a snapshot that is received failed: {why}")))
+            };
+            synced.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        }
     }
     Ok(())
 }

@@ -36,12 +36,12 @@ impl Staging {
         self.bytes
     }
 
-    /// Takes the next piece.
-    pub fn write(&mut self, piece: &[u8]) -> Result<(), Fault> {
-        let written = self.file.write_all(piece);
-        written.map_err(|e| Fault::new(format!("writing {} failed: {e}", self.path.display())))?;
+    /// Takes the next piece. Now and then it answers the file, which is to be synced then: that takes a
+    /// while.
+    pub fn write(&mut self, piece: &[u8]) -> Result<Option<File>, Fault> {
+        let written = self.file.write_all(piece).and_then(|()| self.file.due_for_sync());
         self.bytes += piece.len() as u64;
-        Ok(())
+        written.map_err(|e| Fault::new(format!("writing {} failed: {e}", self.path.display())))
     }
 
     /// Makes it durable and looks at every byte.

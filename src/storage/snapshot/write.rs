@@ -83,7 +83,7 @@ impl Write for GuestSink {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // The snapshot is synced as a whole, when it is finished.
+        // What is not synced yet is when the snapshot is finished.
         Ok(())
     }
 }
@@ -141,7 +141,11 @@ impl Blocks {
         front[4..8].copy_from_slice(&sum.finalize().to_le_bytes());
         front[8] = section as u8;
         self.append(&front)?;
-        self.append(payload)
+        self.append(payload)?;
+        match self.file.due_for_sync()? {
+            Some(file) => file.sync_data(),
+            None => Ok(()),
+        }
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {

@@ -1,0 +1,46 @@
+//! Work that takes long and that nobody waits for with a command in hand: on a thread of its own, which gives
+//! way to those that serve.
+
+use tokio::sync::oneshot;
+
+use crate::error::Fault;
+
+/// How far such a thread steps back: it gets about a tenth of a core that others want whole.
+const NICENESS: i32 = 10;
+
+/// Runs `work` on a thread called `name`.
+///
+/// # Errors
+/// A fault if the thread cannot be started, or panics.
+pub async fn run<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Fault> {
+    let (done, told) = oneshot::channel();
+    let run = move || {
+        // On Linux this is about the calling thread. Without it the work is done all the same.
+        if let Err(why) = rustix::process::nice(NICENESS) {
+            tracing::debug!(%why, "a thread keeps its priority");
+        }
+        // Whoever asked may have gone away.
+        let _ = done.send(work());
+    };
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map_err(|e| Fault::new(format!("the thread for a {name} cannot be started: {e}")))?;
+    told.await.map_err(|_| Fault::new(format!("a {name} panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_of_its_own_gives_way_and_a_panic_is_told() {
+        let niceness = || rustix::process::getpriority_process(None);
+        let (own, other) = (niceness().unwrap(), run("test", niceness).await.unwrap().unwrap());
+        assert_eq!(other, (own + NICENESS).min(19));
+        assert_eq!(niceness().unwrap(), own, "nobody else gives way");
+        let failed = run("test", || panic!("on purpose")).await;
+        assert!(failed.unwrap_err().to_string().contains("panicked"));
+    }
+}
