@@ -33,4 +33,4 @@ pub mod settled;
 pub mod view;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

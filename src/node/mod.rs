@@ -47,6 +47,8 @@ pub mod request;
 mod rounds;
 mod saver;
 mod shelf;
+#[cfg(test)]
+mod simulation;
 mod stage;
 pub mod watches;
 mod workers;

@@ -57,7 +57,7 @@ mod membership;
 mod proposals;
 mod read;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod start;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,8 @@
 //! The scripts are in `tests/scripts/`. `UPDATE=1 cargo test --release machine::tests` rewrites what they
 //! expect: read the difference before it is committed.
 
-mod guest;
+pub(crate) mod guest;
+mod leases;
 mod properties;
 mod script;
 

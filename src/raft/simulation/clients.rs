@@ -5,6 +5,7 @@ use crate::machine::batch::Operation;
 use crate::raft::input::{Input, ProposalId, ReadId};
 use crate::raft::output::{ProposeError, Proposed, ReadReady, Role};
 use crate::raft::simulation::state::{beacon, command};
+use crate::raft::simulation::tenant::fate_of;
 use crate::raft::simulation::world::World;
 
 impl World {
@@ -17,6 +18,7 @@ impl World {
             if led.is_some_and(|group| !group.awake && !group.standing.sole_voter) {
                 self.faults.count("asleep");
             }
+            self.tenant_asks(id, group, leads);
             if self.now_ms < self.lull_until_ms {
                 continue;
             }
@@ -91,11 +93,11 @@ impl World {
     /// Proposals went into the log, or did not, or are not to be applied where they are.
     pub(super) fn note_fates(
         &mut self,
-        id: NodeId,
+        node: NodeId,
         proposed: Vec<Proposed>,
         refused: Vec<(ProposalId, ProposeError)>,
     ) {
-        let life = self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap();
+        let life = self.life(node);
         for batch in proposed {
             let key = (batch.group, batch.index, batch.term);
             for id in &batch.ids {
@@ -105,6 +107,7 @@ impl World {
         }
         for (id, error) in refused {
             self.oracle.refuse(id, &error);
+            self.tell_fate(id, fate_of(&error));
             match error {
                 ProposeError::Lost => self.faults.count("lost proposal"),
                 ProposeError::ChangePending | ProposeError::InvalidChange(_) => {
@@ -114,9 +117,13 @@ impl World {
                 ProposeError::Unknown => self.faults.count("unknown fate"),
                 _ => {}
             }
-            let place = life.open.remove(&id).unwrap_or_else(|| panic!("{id:?} has a second fate: {error}"));
+            let place = self
+                .life(node)
+                .open
+                .remove(&id)
+                .unwrap_or_else(|| panic!("{id:?} has a second fate: {error}"));
             if let Some(key) = place {
-                life.proposed.remove(&key);
+                self.life(node).proposed.remove(&key);
             }
         }
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use crate::id::{GroupId, NodeId};
 use crate::raft::input::Input;
 use crate::raft::simulation::Bug;
+use crate::raft::simulation::tenant::Fate;
 use crate::raft::simulation::world::World;
 
 /// What was done to the nodes, and what they did.
@@ -304,6 +305,12 @@ impl World {
         let mut life = node.life.take().unwrap();
         node.back_at_ms = back_at_ms;
         self.faults.count("crash");
+        let open: Vec<_> = life.open.keys().filter_map(|id| self.wishes.remove(id)).collect();
+        self.tell_tenant(|tenant| {
+            open.into_iter().for_each(|token| tenant.told(token, Fate::Unknown));
+            tenant.crashed(id);
+        });
+        let node = self.nodes.get_mut(&id).unwrap();
         self.faults.count_times("crash of a halted replica", node.disk.halted.len() as u64);
         let kept = self.rng.below(life.unsynced.len() as u64 + 1);
         for write in life.unsynced.drain(..kept as usize) {

@@ -7,6 +7,7 @@ use crate::raft::output::{ProposeError, Role, SnapshotHead, SnapshotWanted};
 use crate::raft::simulation::Bug;
 use crate::raft::simulation::catalog::Coming;
 use crate::raft::simulation::disk::Disk;
+use crate::raft::simulation::tenant::Fate;
 use crate::raft::simulation::world::World;
 use crate::storage::entry::Entry;
 
@@ -135,16 +136,21 @@ impl World {
 
     /// Entries are not applied: whoever waits here for what becomes of them learns that it is unknown.
     pub(super) fn pass_over(&mut self, id: NodeId, group: GroupId, entries: &[Entry]) {
+        let mut unknown = Vec::new();
         let life = self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap();
         for entry in entries {
             let key = (group, entry.index, entry.term);
             for id in life.proposed.remove(&key).unwrap_or_default() {
                 assert_eq!(life.open.remove(&id), Some(Some(key)), "{id:?}");
                 self.oracle.refuse(id, &ProposeError::Unknown);
+                if let Some(token) = self.wishes.remove(&id) {
+                    unknown.push(token);
+                }
             }
             life.passed_over.insert(group, entry.index);
             life.inbox.push(Input::Applied { group, index: entry.index });
             self.faults.count("passed over");
         }
+        self.tell_tenant(|tenant| unknown.into_iter().for_each(|token| tenant.told(token, Fate::Unknown)));
     }
 }

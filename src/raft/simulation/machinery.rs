@@ -6,6 +6,7 @@ use crate::raft::input::Input;
 use crate::raft::output::{ApplyJob, Output, PeerOut, Role};
 use crate::raft::simulation::Bug;
 use crate::raft::simulation::state::State;
+use crate::raft::simulation::tenant::Fate;
 use crate::raft::simulation::world::World;
 use crate::storage::entry::{Entry, EntryKind};
 
@@ -86,6 +87,8 @@ impl World {
         let ApplyJob { group, snapshot, entries } = life.jobs.pop_front().unwrap();
         if let Some(head) = snapshot {
             self.install(id, group, &head);
+            let applied = self.life(id).states[&group].applied;
+            self.tell_tenant(|tenant| tenant.installed(id, group, applied));
         }
         let node = self.nodes.get_mut(&id).unwrap();
         if node.disk.halted.contains(&group) {
@@ -102,23 +105,25 @@ impl World {
             self.oracle.state(id, group, state);
         }
         for entry in &entries {
+            self.tell_tenant(|tenant| tenant.applied(id, group, entry.index));
             self.compare(id, group, state, entry);
             self.acknowledge(id, group, entry);
         }
     }
 
     /// Whoever proposed what the entry holds, and waits here, is told.
-    fn acknowledge(&mut self, id: NodeId, group: GroupId, entry: &Entry) {
+    fn acknowledge(&mut self, node: NodeId, group: GroupId, entry: &Entry) {
         let key = (group, entry.index, entry.term);
-        let life = self.nodes.get_mut(&id).unwrap().life.as_mut().unwrap();
+        let life = self.life(node);
         let ids = life.proposed.remove(&key).unwrap_or_default();
         for (offset, id) in ids.into_iter().enumerate() {
-            assert_eq!(life.open.remove(&id), Some(Some(key)), "{id:?}");
+            assert_eq!(self.life(node).open.remove(&id), Some(Some(key)), "{id:?}");
             if entry.kind == EntryKind::Membership {
                 self.faults.count("membership change");
                 continue;
             }
             self.oracle.acknowledge(id, (group, entry.index, offset));
+            self.tell_fate(id, Fate::Applied(entry.index, offset));
         }
     }
 
@@ -146,6 +151,8 @@ impl World {
             self.oracle.role(id, change);
             if change.role == Role::Leader {
                 self.faults.count("leader change");
+                let now_ms = self.now_ms;
+                self.tell_tenant(|tenant| tenant.leads(change.group, change.term, now_ms));
             }
         }
         self.note_fates(id, out.proposed, out.refused);
@@ -195,6 +202,8 @@ impl World {
             *delivered = entry.index;
             assert!(node.disk.holds(job.group, entry.index, entry.term), "applied before it is synced here");
             if self.oracle.deliver(job.group, entry) {
+                let now_ms = self.now_ms;
+                self.tell_tenant(|tenant| tenant.committed(job.group, entry, now_ms));
                 let holds = |replica: u64| {
                     let disk = self.disk_of(replica);
                     disk.is_some_and(|disk| disk.holds(job.group, entry.index, entry.term))

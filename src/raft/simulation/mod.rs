@@ -12,6 +12,7 @@
 //! - [`clients`]: what is wanted of nodes; [`catalog`]: who is in a group, and who succeeds a lost replica
 //! - [`node`]: a shard's life and its clocks; [`machinery`]: the threads around it; [`disk`]: what survives;
 //!   [`state`]: the machine
+//! - [`tenant`]: what runs on a cluster besides
 //! - [`divergence`]: replicas that went different ways; [`halted`]: those that wait for another state
 //! - [`oracle`]: what must never be; [`bug`]: mistakes made on purpose, to see that it notices
 
@@ -27,6 +28,7 @@ mod network;
 mod node;
 mod oracle;
 pub(in crate::raft) mod state;
+pub(crate) mod tenant;
 mod transfer;
 mod world;
 
@@ -38,10 +40,10 @@ use faults::Faults;
 use world::World;
 
 /// Chance that can be repeated (splitmix64).
-pub(super) struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -49,7 +51,7 @@ impl Rng {
     }
 
     /// A number below `end`.
-    pub(super) fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
@@ -64,18 +66,18 @@ impl Rng {
     }
 
     /// True once in `every` times.
-    pub(super) fn one_in(&mut self, every: u64) -> bool {
+    pub(crate) fn one_in(&mut self, every: u64) -> bool {
         self.below(every) == 0
     }
 }
 
 /// Prints how to repeat a run that panics.
-struct Repeat(u64);
+pub(crate) struct Repeat(pub(crate) u64);
 
 impl Drop for Repeat {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("repeat with: SIMULATION_SEED={} cargo test --release --lib raft::simulation", self.0);
+            eprintln!("repeat with: SIMULATION_SEED={} cargo test --release --lib simulation", self.0);
         }
     }
 }
@@ -94,7 +96,7 @@ fn run_with(seed: u64, bug: Option<Bug>, record: bool) -> World {
 }
 
 /// One seed, or the first so many. `SIMULATION_SEEDS=100000` is for a night.
-fn seeds(count: u64) -> Vec<u64> {
+pub(crate) fn seeds(count: u64) -> Vec<u64> {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     match number("SIMULATION_SEED") {
         Some(seed) => vec![seed],

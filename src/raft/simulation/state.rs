@@ -85,10 +85,11 @@ pub(super) fn beacon(id: ProposalId, beacon: Beacon) -> Operation {
     Operation::command(Bytes::from(bytes))
 }
 
-fn payload(operation: &Operation) -> &Bytes {
+/// What a plain client proposed; none for a tenant's wish, which says in its trace who it is.
+fn payload(operation: &Operation) -> Option<&Bytes> {
     match &operation.act {
-        Some(Act::Command(bytes)) => bytes,
-        other => panic!("nobody proposed {other:?}"),
+        Some(Act::Command(bytes)) if operation.trace.is_empty() => Some(bytes),
+        _ => None,
     }
 }
 
@@ -98,7 +99,7 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 
 /// Who an operation says it is.
 pub(super) fn id_of(operation: &Operation) -> ProposalId {
-    ProposalId(number(payload(operation), 0))
+    ProposalId(number(payload(operation).map_or(&operation.trace[..], |bytes| bytes), 0))
 }
 
 /// The operations of a committed entry.
@@ -112,7 +113,7 @@ pub(super) fn operations_of(entry: &Entry) -> Vec<Operation> {
 /// The beacons in a committed entry.
 pub(super) fn beacons_of(entry: &Entry) -> Vec<Beacon> {
     let read = |operation: &Operation| {
-        let bytes = payload(operation);
+        let bytes = payload(operation)?;
         (bytes[8] == BEACON).then(|| Beacon { index: Index(number(bytes, 9)), hash: number(bytes, 17) })
     };
     operations_of(entry).iter().filter_map(read).collect()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{GroupId, Index, NodeId};
-use crate::raft::input::Input;
+use crate::raft::input::{Input, ProposalId};
 use crate::raft::shard::ShardConfig;
 use crate::raft::simulation::catalog::{Coming, Lost, first_log};
 use crate::raft::simulation::disk::Disk;
@@ -11,6 +11,7 @@ use crate::raft::simulation::faults::{Faults, Plot};
 use crate::raft::simulation::network::Network;
 use crate::raft::simulation::node::{Life, SimNode};
 use crate::raft::simulation::oracle::Oracle;
+use crate::raft::simulation::tenant::{Tenant, Token};
 use crate::raft::simulation::transfer::Transfer;
 use crate::raft::simulation::{Bug, Rng};
 use crate::storage::entry::GroupLog;
@@ -49,6 +50,9 @@ pub(super) struct World {
     pub(super) steps_per_fault: u64,
     pub(super) bug: Option<Bug>,
     pub(super) faults: Faults,
+    pub(super) tenant: Option<Box<dyn Tenant>>,
+    /// Its wishes without a fate.
+    pub(super) wishes: BTreeMap<ProposalId, Token>,
     /// Every output, if asked for.
     pub(super) record: Vec<String>,
     pub(super) recording: bool,
@@ -126,6 +130,8 @@ impl World {
             steps_per_fault,
             bug,
             faults: Faults::default(),
+            tenant: None,
+            wishes: BTreeMap::new(),
             record: Vec::new(),
             recording,
         }
@@ -278,7 +284,8 @@ impl World {
         };
         let all_done =
             self.nodes.values().all(|node| node.life.as_ref().is_some_and(|life| done(node, life)));
-        self.lost.is_none() && all_done
+        let tenant_done = self.tenant.as_ref().is_none_or(|tenant| tenant.is_settled());
+        self.lost.is_none() && all_done && tenant_done
     }
 
     pub(super) fn step(&mut self) {
@@ -317,6 +324,9 @@ impl World {
             node.disk.halted.clear();
         }
         node.start(config, &replicas, |group, index| oracle.stamp_at(group, index));
+        let states =
+            node.disk.flushed.iter().map(|(group, state)| (*group, state.applied)).collect::<Vec<_>>();
+        self.tell_tenant(|tenant| tenant.started(id, &states));
         self.announce(id);
     }
 
