@@ -255,7 +255,8 @@ where
         let stream = self.get_mut();
         loop {
             stream.read(context);
-            if stream.last.is_none() && stream.stopping.as_mut().poll(context).is_ready() {
+            let goes_on = stream.requests.is_some() || !stream.known.is_empty();
+            if goes_on && stream.stopping.as_mut().poll(context).is_ready() {
                 let text = "the node is stopping: watch on from the next revision at another node";
                 stream.end(Some(status::to_status(&Error::Unavailable(text.into()))));
             }

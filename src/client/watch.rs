@@ -135,6 +135,9 @@ impl ClientWatch {
                     Err(why) => return Err(why),
                 }
             }
+            if let Some(why @ Error::Overloaded(_)) = last {
+                return Err(why);
+            }
             let used = Duration::from_nanos(clock.elapsed_ns());
             let last = last.map_or_else(String::new, |why| why.to_string());
             if used + Duration::from_millis(pause_ms) >= self.client.timeout {

@@ -241,6 +241,67 @@ pub fn visit_from(
     damage.map_or(Ok(()), Err)
 }
 
+/// What a row says before its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowHead {
+    /// The first revision in it.
+    pub first: Revision,
+    /// The log's clock then.
+    pub time_ms: u64,
+    /// Bytes of all events before the row's.
+    pub bytes_before: u64,
+}
+
+impl RowHead {
+    /// Reads the beginning of a row only: its own fields stand before its events.
+    fn read(key: &[u8], row: &[u8]) -> Result<RowHead, Fault> {
+        let mut rest = row;
+        let mut own = row.len();
+        while !rest.is_empty() {
+            let at = row.len() - rest.len();
+            let (tag, wire) = decode_key(&mut rest).map_err(|_| damaged(key))?;
+            if tag == EVENTS_TAG {
+                own = at;
+                break;
+            }
+            skip_field(wire, tag, &mut rest, DecodeContext::default()).map_err(|_| damaged(key))?;
+        }
+        let Row { time_ms, bytes_before, .. } = Row::decode(&row[..own]).map_err(|_| damaged(key))?;
+        let first = u64::from_be_bytes(key.try_into().map_err(|_| damaged(key))?);
+        Ok(RowHead { first: Revision(first), time_ms, bytes_before })
+    }
+}
+
+/// The row that holds `revision`, if any does: the last one not past it.
+pub fn row_holding(view: &dyn View, revision: Revision) -> Result<Option<RowHead>, Fault> {
+    let end = row_key(revision.next());
+    one_row(view, Span { start: &[], end: Some(&end) }, Direction::Backward)
+}
+
+/// The first row that begins after `revision`.
+pub fn row_after(view: &dyn View, revision: Revision) -> Result<Option<RowHead>, Fault> {
+    let start = row_key(revision.next());
+    one_row(view, Span { start: &start, end: None }, Direction::Forward)
+}
+
+fn one_row(view: &dyn View, span: Span, direction: Direction) -> Result<Option<RowHead>, Fault> {
+    let mut found = None;
+    view.scan(Table::Events, span, direction, &mut |key, row| {
+        found = Some(RowHead::read(key, row));
+        ControlFlow::Break(())
+    })?;
+    found.transpose()
+}
+
+/// The key of the first row that must stay when events before `first` are not kept any more: the one that
+/// holds it. `None`: no row may go.
+pub fn rows_end(view: &dyn View, first: Revision) -> Result<Option<Vec<u8>>, Fault> {
+    match row_of(view, first)? {
+        Some(key) => Ok(Some(key)),
+        None => Ok(row_after(view, first)?.map(|row| row_key(row.first).to_vec())),
+    }
+}
+
 /// The key of the row that holds `revision` if any does: the last one not past it.
 fn row_of(view: &dyn View, revision: Revision) -> Result<Option<Vec<u8>>, Fault> {
     let end = row_key(revision.next());

@@ -10,7 +10,8 @@
 //!   the same for machines that keep their state in memory
 //! - [`settled`]: the inputs that a resident machine passes over
 //! - [`overlay`]: what a batch has written so far; [`chain`]: the rolling hash over it
-//! - [`event`], [`lease`], [`session`]: how these are kept as rows; [`settings`]: what an operator settles
+//! - [`event`], [`lease`], [`session`]: how these are kept as rows; [`settings`]: what an operator settles;
+//!   [`retention`]: how much history is kept
 //! - [`guest`]: what the heart asks of a running component; `wasm` implements it, tests have their own
 //! - [`view`]: the state a batch starts from; `storage` implements it
 //! - [`frame`]: everything one call into a guest may do to the state, with its limits
@@ -27,6 +28,7 @@ pub mod lease;
 pub mod outcome;
 pub mod overlay;
 pub mod resident;
+pub mod retention;
 pub mod session;
 pub mod settings;
 pub mod settled;

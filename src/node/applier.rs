@@ -21,6 +21,7 @@ use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, Term};
 use crate::machine::apply::{self, Applied, Note};
 use crate::machine::batch::{Act, Batch, Head, Verdict};
+use crate::machine::event;
 use crate::machine::frame::LogLevel;
 use crate::machine::guest::Guest;
 use crate::machine::outcome::{HostCode, Outcome};
@@ -299,7 +300,11 @@ impl Applier {
         let applied = self.run(entry.index, &batch, stage)?;
         let rows = applied.writes.iter().map(|w| (w.table, &w.key, w.value.as_ref()));
         stage.state.write(self.group, rows, &applied.head)?;
+        let trimmed = applied.head.history_first > self.head.history_first;
         self.head = applied.head;
+        if trimmed {
+            self.forget_events(stage)?;
+        }
         if let Some(on_change) = &self.on_change {
             on_change(Changed::Rows(&applied.writes))?;
         }
@@ -333,6 +338,15 @@ impl Applier {
                     }
                 })
             }
+        }
+    }
+
+    /// Events before the head's first revision are not kept any more. What a crash leaves of them goes the
+    /// next time.
+    fn forget_events(&self, stage: &Stage) -> Result<(), Fault> {
+        match event::rows_end(&*self.view, self.head.history_first)? {
+            Some(end) => stage.state.remove_before(self.group, Table::Events, &end),
+            None => Ok(()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The keeper: flushes the state, and lets the log be cut behind it.
+//! The keeper: flushes the state, lets the log be cut behind it, and proposes cuts of event history.
 //!
 //! Promises: the log is never cut beyond what `state` has flushed, nor, for a resident machine, beyond its
 //! last snapshot. Must never wait for a guest: it looks after all machines.
@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::machine::{Machine, Queries};
 use super::order::Order;
 use super::registry::Registry;
+use super::retention::Retention;
 use super::rounds::Rounds;
 use super::stage::Stage;
 use crate::error::Fault;
@@ -17,6 +18,9 @@ use crate::raft::Input;
 
 /// The log's files are laid out this long after the start, when the first rush is over.
 const LAY_OUT_AFTER_MS: u64 = 1_000;
+
+/// It looks this often whether event history is to be cut.
+const RETENTION_ROUNDS: u32 = 5;
 
 /// When the keeper acts.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +33,15 @@ pub struct KeeperSettings {
 
 /// Starts the keeper's thread. When it is stopped it makes a last checkpoint.
 pub fn start(settings: KeeperSettings, stage: Arc<Stage>, registry: Arc<Registry>) -> Result<Rounds, Fault> {
-    let mut keeper = Keeper { settings, stage: stage.clone(), registry, flushed_ms: 0, laid_out: false };
+    let mut keeper = Keeper {
+        settings,
+        stage: stage.clone(),
+        registry,
+        flushed_ms: 0,
+        laid_out: false,
+        rounds: 0,
+        retention: Retention::default(),
+    };
     Rounds::start("keeper", stage, move |stopping| keeper.round(stopping))
 }
 
@@ -40,10 +52,16 @@ struct Keeper {
     /// The monotonic clock at the last flush.
     flushed_ms: u64,
     laid_out: bool,
+    rounds: u32,
+    retention: Retention,
 }
 
 impl Keeper {
     fn round(&mut self, stopping: bool) -> Result<(), Fault> {
+        if self.rounds.is_multiple_of(RETENTION_ROUNDS) {
+            self.retention.round(&self.registry.all(), &self.stage)?;
+        }
+        self.rounds = self.rounds.wrapping_add(1);
         let now_ms = self.stage.clock.now().monotonic_ms;
         if !self.laid_out && now_ms >= LAY_OUT_AFTER_MS {
             self.laid_out = true;

@@ -11,8 +11,8 @@
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `background`: work that gives way; `door`: lets requests in, and knows how many are inside
 //! - `leases`: what clients do with them; `renewals`: many as one operation; `expiry`: their ends
-//! - `keeper`: flushes, cutting the log; `saver`: snapshots of resident machines; `rounds`:
-//!   their threads; `history`: what resident machines are rebuilt from
+//! - `keeper`: flushes, cutting the log; `retention`: cutting event history; `saver`: snapshots of resident
+//!   machines; `rounds`: their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
 //! - [`watches`]: who watches machines through this node
 //! - `shelf`: modules; `metrics`: what is counted; `report`: how nodes and replicas are
@@ -44,6 +44,7 @@ mod removal;
 mod renewals;
 mod report;
 pub mod request;
+mod retention;
 mod rounds;
 mod saver;
 mod shelf;

@@ -9,7 +9,7 @@ use prost::Message;
 pub use super::explanation::{Difference, Explanation, OperationInfo, Side};
 use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
-use crate::machine::event::{Event, EventKind};
+use crate::machine::event::EventKind;
 use crate::machine::outcome::{Outcome, Refusal};
 pub use crate::watch::{KeySpan, Selection};
 
@@ -104,12 +104,6 @@ pub struct WatchEvent {
     pub value: Bytes,
     /// What the key had before, in the same form. Only on request.
     pub previous: Option<Bytes>,
-}
-
-impl From<Event> for WatchEvent {
-    fn from(event: Event) -> WatchEvent {
-        WatchEvent { kind: event.kind, key: event.key, value: event.value, previous: None }
-    }
 }
 
 /// Which of the contract's two worlds a module implements.

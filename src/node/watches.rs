@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use statehouse_kv::Call;
 use statehouse_kv::messages::RangeRequest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -19,7 +20,7 @@ use super::Node;
 use super::cluster::RemoteWatch;
 use super::lane::Lane;
 use super::machine::{Closed, Machine};
-use super::request::{Consistency, WatchEvents, WatchSpec, Watched};
+use super::request::{Consistency, WatchEvent, WatchEvents, WatchSpec, Watched};
 use crate::error::{Error, Fault};
 use crate::id::{Index, LogTime, Revision};
 use crate::machine::event::Event;
@@ -85,6 +86,8 @@ pub struct Watch {
     /// Told how far it is after so long without a word.
     idle: Option<Duration>,
     previous: bool,
+    /// Events whose previous values are being asked for.
+    told: Option<Revised>,
     stopping: watch::Receiver<bool>,
     _place: Place,
 }
@@ -159,6 +162,7 @@ impl Node {
             first,
             idle: spec.progress.then(|| Duration::from_millis(self.inner.config.watch_progress_ms)),
             previous: spec.previous,
+            told: None,
             stopping: self.inner.stopping.subscribe(),
             _place: place,
         })
@@ -244,7 +248,7 @@ impl Node {
 
     /// What a key was before an event, as the machine itself keeps it; `None` if it was not there, or that is
     /// not kept any more.
-    async fn value_before(&self, machine: &str, event: &Event) -> Result<Option<bytes::Bytes>, Error> {
+    async fn value_before(&self, machine: &str, event: &Event) -> Result<Option<Bytes>, Error> {
         let revision = i64::try_from(event.revision.0 - 1).map_err(|_| {
             Error::Invalid(format!("revision {} is past what {KEEPS_HISTORY} counts", event.revision))
         })?;
@@ -276,43 +280,50 @@ impl Watch {
         })
     }
 
-    /// Waits for what is to be told next. May be dropped while it waits, without loss, unless previous values
-    /// are asked for.
+    /// Waits for what is to be told next. May be dropped while it waits, without loss.
     ///
     /// # Errors
     /// Why the watch has ended. `Unavailable`: it can go on from its next revision, perhaps at another node.
     pub async fn next(&mut self) -> Result<Watched, Error> {
-        let told = loop {
+        while self.told.is_none() {
             let idle = self.idle;
             let told = tokio::select! {
                 told = self.source.next_within(idle) => told?,
                 _ = self.stopping.wait_for(|stopping| *stopping) => return Err(stopped()),
             };
             match told {
-                Some(told) => break told,
+                Some(Told::Events(revised)) => self.told = Some(revised),
+                Some(Told::Progress(revision)) => return Ok(Watched::Progress(revision)),
                 None => self.asker().want_progress(),
             }
-        };
-        match told {
-            Told::Events(revised) => Ok(Watched::Events(self.events(revised).await?)),
-            Told::Progress(revision) => Ok(Watched::Progress(revision)),
         }
+        let previous = self.values_before().await?;
+        let revised =
+            self.told.take().ok_or_else(|| Fault::new("the events are there until they are told"))?;
+        Ok(Watched::Events(watch_events(revised, previous)))
     }
 
-    async fn events(&self, revised: Revised) -> Result<WatchEvents, Error> {
-        let Revised { revision, index, time_ms, events } = revised;
-        let mut told = Vec::with_capacity(events.len());
-        for event in events {
-            let previous = match self.previous {
-                true => self.node.value_before(&self.machine, &event).await?,
-                false => None,
-            };
-            let mut event = super::request::WatchEvent::from(event);
-            event.previous = previous;
-            told.push(event);
+    /// What the keys of the events were before them; nothing, if that is not asked for.
+    async fn values_before(&self) -> Result<Vec<Option<Bytes>>, Error> {
+        let mut previous = Vec::new();
+        if self.previous {
+            for event in self.told.iter().flat_map(|revised| &revised.events) {
+                previous.push(self.node.value_before(&self.machine, event).await?);
+            }
         }
-        Ok(WatchEvents { revision, index: Index(index), time: LogTime(time_ms), events: told })
+        Ok(previous)
     }
+}
+
+/// Events with what their keys were before, as far as that is known.
+fn watch_events(revised: Revised, previous: Vec<Option<Bytes>>) -> WatchEvents {
+    let Revised { revision, index, time_ms, events } = revised;
+    let previous = previous.into_iter().chain(std::iter::repeat(None));
+    let told = events.into_iter().zip(previous).map(|(event, previous)| {
+        let Event { kind, key, value, .. } = event;
+        WatchEvent { kind, key, value, previous }
+    });
+    WatchEvents { revision, index: Index(index), time: LogTime(time_ms), events: told.collect() }
 }
 
 fn stopped() -> Error {

@@ -145,6 +145,16 @@ impl StateDb {
         self.write_head(changes, group, head)
     }
 
+    /// Removes the rows of a machine's table before `end`, which the machine does not need any more. They may
+    /// come back after a crash.
+    pub fn remove_before(&self, group: GroupId, table: Table, end: &[u8]) -> Result<(), Fault> {
+        let mut changes = self.db.changes(&FAMILIES)?;
+        let mut key = Vec::new();
+        set_key(&mut key, group, end);
+        changes.delete_range(family(table), &group.0.to_be_bytes(), &key);
+        self.db.write(changes, Durability::Memory)
+    }
+
     /// Flushes everything written before the call, and returns how far each machine is now durable. The log
     /// may be truncated up to there and no further.
     pub fn flush(&self) -> Result<BTreeMap<GroupId, Index>, Fault> {

@@ -195,7 +195,7 @@ fn selection(span: u8, puts: bool, deletes: bool) -> Selection {
 /// Asks a watcher how far it is, and takes what it tells until it says so, or until it must read.
 fn ask(world: &World, watching: &mut Watching) {
     watching.watcher.asker().want_progress();
-    for _ in 0..50 {
+    for _ in 0..10_000 {
         match watching.watcher.poll(Waker::noop()) {
             Poll::Ready(Ok(Step::Events(revised))) => watching.told.extend(revised.events),
             Poll::Ready(Ok(Step::Read)) => world.read(watching),

@@ -311,3 +311,26 @@ fn after_a_fault_every_call_answers_it() {
     expected(state.replace(GroupId(1), Index(3)).map(drop));
     assert!(state.failure().is_some());
 }
+
+#[test]
+fn rows_before_a_key_go_and_views_that_were_made_before_keep_them() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    for group in [1, 2, 3] {
+        let own: [Row; 4] = [
+            (Table::Events, b"a", Some(b"1")),
+            (Table::Events, b"b", Some(b"2")),
+            (Table::Events, b"c", Some(b"3")),
+            (Table::Store, b"a", Some(b"4")),
+        ];
+        state.write(GroupId(group), own, &head(1)).unwrap();
+    }
+    let before = state.snapshot_view(GroupId(2));
+    state.remove_before(GroupId(2), Table::Events, b"c").unwrap();
+    let events = |view: &dyn View| rows(view, Table::Events, ALL, Direction::Forward).len();
+    assert_eq!(events(&*before), 3);
+    let left = rows(&*state.view(GroupId(2)), Table::Events, ALL, Direction::Forward);
+    assert_eq!(left, [("c".to_owned(), "3".to_owned())]);
+    assert_eq!(keys(&*state.view(GroupId(2)), ALL, Direction::Forward), ["a"]);
+    assert_eq!([1, 3].map(|group| events(&*state.view(GroupId(group)))), [3, 3]);
+}
