@@ -18,7 +18,8 @@ pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Duration {
 
 pub fn node_with_kv(directory: &tempfile::TempDir) -> Node {
     let node = Node::serve(directory.path(), &[]);
-    node.run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
+    // Compiling gives way to everything else on the computer.
+    node.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "300"]).ok();
     node
 }
 

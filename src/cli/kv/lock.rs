@@ -22,7 +22,7 @@ use clap::Args;
 use rustix::process::{Pid, Signal};
 use statehouse_kv::Call;
 use statehouse_kv::messages::{
-    Compare, CompareResult, CompareTarget, KeyValue, PutRequest, RangeRequest, Request, RequestOp,
+    Compare, CompareResult, CompareTarget, PutRequest, RangeRequest, RangeResponse, Request, RequestOp,
     TargetUnion, TxnRequest,
 };
 use tokio::process::{Child, Command};
@@ -33,12 +33,13 @@ use crate::cli::lease::{PAUSE, RENEWALS};
 use crate::cli::{Global, duration, output};
 use crate::client::Client;
 use crate::error::Error;
+use crate::id::Revision;
 use crate::machine::outcome::Outcome;
-use crate::node::request::Consistency;
+use crate::node::request::{Consistency, KeySpan, Selection, WatchSpec, Watched};
 use crate::time::Clock;
 
-/// Between two looks at the key before one's own.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two looks at the queue, while it cannot be watched.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 pub const HELP: &str = "\
 The command finds in its environment STATEHOUSE_LOCK_KEY, STATEHOUSE_LOCK_TOKEN and STATEHOUSE_LOCK_LEASE.
@@ -222,8 +223,8 @@ impl Queue {
         }
         let place = loop {
             match self.place().await? {
-                (place, false) => break place,
-                (_, true) => tokio::time::sleep(LOOK_INTERVAL).await,
+                Place { own, before: None, .. } => break own,
+                Place { before: Some(before), seen, .. } => self.wait_gone(before, seen).await,
             }
         };
         let still = self.compare(CompareTarget::Create, TargetUnion::CreateRevision(place), false);
@@ -268,18 +269,38 @@ impl Queue {
         Ok((answer.succeeded, revision_of(answer.header.as_ref())))
     }
 
-    /// The revision that created one's own key, and whether somebody came before.
-    async fn place(&self) -> anyhow::Result<(i64, bool)> {
-        let all = self.keys().await?;
-        let own = all.iter().find(|pair| pair.key == self.key).ok_or_else(lost_place)?.create_revision;
+    /// Where one stands.
+    async fn place(&self) -> anyhow::Result<Place> {
+        let found = self.read().await?;
+        let seen = revision_of(found.header.as_ref());
+        let own = found.kvs.iter().find(|pair| pair.key == self.key).ok_or_else(lost_place)?.create_revision;
         // Deeper keys belong to locks whose names begin with this one's.
-        let same_lock = |pair: &&KeyValue| pair.key.len() == self.key.len();
-        let before = all.iter().filter(same_lock).any(|pair| pair.create_revision < own);
-        Ok((own, before))
+        let of_lock = found.kvs.into_iter().filter(|pair| pair.key.len() == self.key.len());
+        let earlier = of_lock.filter(|pair| pair.create_revision < own);
+        let before = earlier.max_by_key(|pair| pair.create_revision).map(|pair| pair.key);
+        Ok(Place { own, before, seen })
+    }
+
+    /// Waits until a key that was there at a revision is deleted; or for a moment, if that cannot be watched.
+    /// Whoever waits looks again in either case.
+    async fn wait_gone(&self, key: Vec<u8>, seen: i64) {
+        if let Err(why) = self.watch_gone(key, seen).await {
+            tracing::debug!(%why, "the queue is looked at again in a moment");
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn watch_gone(&self, key: Vec<u8>, seen: i64) -> Result<(), Error> {
+        let selection = Selection::new(KeySpan::key(key)?, false, true)?;
+        let from = Some(Revision(seen.cast_unsigned()).next());
+        let spec = WatchSpec { selection, from, progress: false, previous: false };
+        let mut watch = self.client.watch(&self.machine, spec).await?;
+        while !matches!(watch.next().await?, Watched::Events(_)) {}
+        Ok(())
     }
 
     /// The keys of those who want the lock, and deeper ones.
-    async fn keys(&self) -> anyhow::Result<Vec<KeyValue>> {
+    async fn read(&self) -> anyhow::Result<RangeResponse> {
         let (key, range_end) = span(self.prefix.clone(), true);
         let request = RangeRequest { key, range_end, keys_only: true, ..Default::default() };
         let answered = loop {
@@ -290,8 +311,7 @@ impl Queue {
             }
         };
         let outcome = Outcome::from(answered.outcome);
-        let found = RangeRequest::answer(output::answer(&outcome)?)?;
-        Ok(found.kvs)
+        Ok(RangeRequest::answer(output::answer(&outcome)?)?)
     }
 
     /// Waits before what failed for a while is tried again. How long that may go on is for who keeps the
@@ -312,6 +332,16 @@ impl Queue {
         tokio::time::sleep(PAUSE).await;
         Ok(())
     }
+}
+
+/// A place in the queue.
+struct Place {
+    /// The revision that created one's own key.
+    own: i64,
+    /// The key of who came last before; none: it is one's own turn.
+    before: Option<Vec<u8>>,
+    /// The revision as of which this is so.
+    seen: i64,
 }
 
 fn lost_place() -> anyhow::Error {
