@@ -53,6 +53,19 @@ pub enum Error {
     /// The state does not allow it (a module in use, a machine that is halted).
     #[error("{0}")]
     FailedPrecondition(String),
+    /// There are as many of these as the machine may have; the message names the limit and the setting.
+    #[error("{0}")]
+    LimitReached(String),
+    /// The session has ended: this command was not applied now, and whether it and others without an outcome
+    /// were applied before cannot be known any more.
+    #[error("{0}")]
+    SessionExpired(String),
+    /// A session's number goes back: its outcome was acknowledged and is forgotten. Not applied again.
+    #[error("{0}")]
+    NumberPassed(String),
+    /// A session's number is further ahead of what was acknowledged than its window. Not applied.
+    #[error("{0}")]
+    NumberAhead(String),
     /// The node holds as many requests as it may. Try again later.
     #[error("{0}")]
     Overloaded(String),

@@ -16,6 +16,8 @@ mod locks;
 mod process;
 #[path = "cli/refusals.rs"]
 mod refusals;
+#[path = "cli/sessions.rs"]
+mod sessions;
 #[path = "../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "the tests inside the crate use the rest of it")]
 mod text;

@@ -70,12 +70,13 @@ async fn apply(
     node: Node,
     machine: Result<Arc<str>, Error>,
     command: Bytes,
+    numbered: Option<v1::Numbered>,
     traceparent: String,
 ) -> Result<Applied, Error> {
     let machine = machine?;
     let trace = traceparent.parse::<TraceContext>().ok();
     let (span, within) = trace.map(|trace| trace.request("command", &machine)).unzip();
-    let applied = node.apply_traced(&machine, command, within).await;
+    let applied = node.apply_traced(&machine, command, numbered.map(Into::into), within).await;
     drop(span);
     applied
 }
@@ -116,9 +117,10 @@ impl Commands for CommandsService {
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>, Status> {
         let trace = trace_of(request.metadata());
-        let v1::ApplyRequest { machine, command } = request.into_inner();
+        let v1::ApplyRequest { machine, command, numbered } = request.into_inner();
         let (span, within) = trace.map(|trace| trace.request("command", &machine)).unzip();
-        let applied = self.serving.node.apply_traced(&machine, command, within).await;
+        let numbered = numbered.map(Into::into);
+        let applied = self.serving.node.apply_traced(&machine, command, numbered, within).await;
         drop(span);
         let mut answer = Response::new(applied.map_err(refused)?.into());
         let leader = self.serving.node.leader_elsewhere(&machine);
@@ -135,9 +137,9 @@ impl Commands for CommandsService {
     ) -> Result<Response<Self::ApplyStreamStream>, Status> {
         let (node, mut addressee) = (self.serving.node.clone(), Addressee::unknown());
         let begin = move |request: v1::ApplyStreamRequest| {
-            let v1::ApplyStreamRequest { id, machine, command, traceparent } = request;
+            let v1::ApplyStreamRequest { id, machine, command, traceparent, numbered } = request;
             let bytes = command.len() + REQUEST_BYTES;
-            let applying = apply(node.clone(), addressee.follow(&machine), command, traceparent);
+            let applying = apply(node.clone(), addressee.follow(&machine), command, numbered, traceparent);
             (bytes, apply_answer(id, applying))
         };
         let stopping = self.serving.stopping();

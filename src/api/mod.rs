@@ -6,8 +6,8 @@
 //! server answers what it has begun.
 //!
 //! # Layout
-//! - `commands`, `leases`, `modules`, `machines`, `nodes`, `watches`: the services of `proto/statehouse/v1`,
-//!   a file each
+//! - `commands`, `leases`, `sessions`, `modules`, `machines`, `nodes`, `watches`: the services of
+//!   `proto/statehouse/v1`, a file each
 //! - `in_flight`: many requests under way on one stream
 //! - `http`: metrics and health
 
@@ -19,6 +19,7 @@ mod machines;
 mod members;
 mod modules;
 mod nodes;
+mod sessions;
 mod watches;
 
 use std::future::Future;
@@ -45,6 +46,7 @@ use crate::proto::v1::machines_server::MachinesServer;
 use crate::proto::v1::members_server::MembersServer;
 use crate::proto::v1::modules_server::ModulesServer;
 use crate::proto::v1::nodes_server::NodesServer;
+use crate::proto::v1::sessions_server::SessionsServer;
 use crate::proto::v1::watches_server::WatchesServer;
 use crate::proto::{DESCRIPTORS, status};
 
@@ -251,6 +253,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
     let members = MembersServer::new(members::MembersService::new(serving.clone()));
     let modules = ModulesServer::new(modules::ModulesService::new(serving.clone()));
     let nodes = NodesServer::new(nodes::NodesService::new(serving.clone()));
+    let sessions = SessionsServer::new(sessions::SessionsService::new(serving.clone()));
     let watches = WatchesServer::new(watches::WatchesService::new(serving.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -270,6 +273,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
         .add_service(modules.max_decoding_message_size(CHUNK_BYTES_MAX + OVERHEAD_BYTES as usize))
         .add_service(nodes)
         .add_service(members)
+        .add_service(sessions)
         .add_service(watches)
         .add_service(reflection)
         .add_service(health);

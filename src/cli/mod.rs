@@ -6,7 +6,8 @@
 //!
 //! # Layout
 //! - `serve`, `dev`: run a node; `running`: what both have in common
-//! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `lease`, `watch`, `status`: talk to one
+//! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `lease`, `session`, `watch`, `status`: talk to
+//!   one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
 //! - `payload`, `duration`: arguments that stand for bytes and times; `output`: how data is shown;
 //!   `telemetry`: the log and traces
@@ -28,6 +29,7 @@ mod payload;
 mod query;
 mod running;
 mod serve;
+mod session;
 mod status;
 mod telemetry;
 mod watch;
@@ -125,6 +127,8 @@ enum Command {
     Apply(apply::Apply),
     Query(query::Query),
     Kv(kv::Kv),
+    #[command(subcommand)]
+    Session(session::Session),
     Watch(watch::Watch),
     Lease(lease::Lease),
     Status(status::Status),
@@ -218,6 +222,7 @@ impl Command {
             Command::Query(command) => command.run(global).await?,
             Command::Kv(command) => return command.run(global).await,
             Command::Lease(command) => command.run(global).await?,
+            Command::Session(command) => command.run(global).await?,
             Command::Watch(command) => command.run(global).await?,
             Command::Status(command) => command.run(global).await?,
             Command::Serve(_) | Command::Completions(_) | Command::CompileModule(_) => {
@@ -333,6 +338,11 @@ mod tests {
             "statehouse apply NAME TEXT",
             "statehouse apply NAME @FILE --hex",
             "statehouse apply NAME -",
+            "statehouse apply NAME TEXT --session 7 --number 2 --acknowledged 1",
+            "statehouse session open",
+            "statehouse session open --ttl 5m --machine notes",
+            "statehouse session keep-alive 7",
+            "statehouse session close 7 --machine notes",
             "statehouse query NAME TEXT --consistency local --min-index 5",
             "statehouse query NAME - --hex --consistency lease",
             "statehouse kv put K V",
@@ -368,6 +378,11 @@ mod tests {
             "statehouse",
             "statehouse servee",
             "statehouse apply NAME",
+            "statehouse apply NAME TEXT --session 7",
+            "statehouse apply NAME TEXT --number 7",
+            "statehouse apply NAME TEXT --acknowledged 7",
+            "statehouse session open --ttl 0s",
+            "statehouse session close",
             "statehouse query NAME TEXT --consistency soon",
             "statehouse query NAME TEXT --min-index -1",
             "statehouse status --endpoints nowhere",

@@ -49,6 +49,7 @@
 mod leaders;
 mod leases;
 mod members;
+mod session;
 mod stream;
 mod upload;
 mod watch;
@@ -181,17 +182,26 @@ impl Client {
     /// # Errors
     /// `Unknown` and `DeadlineExceeded`: it may have been applied. All others: it was not.
     pub async fn apply(&self, machine: &str, command: impl Into<Bytes>) -> Result<Applied, Error> {
-        let message = v1::ApplyRequest { machine: machine.into(), command: command.into() };
+        self.apply_message(v1::ApplyRequest {
+            machine: machine.into(),
+            command: command.into(),
+            numbered: None,
+        })
+        .await
+    }
+
+    async fn apply_message(&self, message: v1::ApplyRequest) -> Result<Applied, Error> {
         let call = |channel, message: Request<v1::ApplyRequest>| async move {
             CommandsClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX).apply(message).await
         };
         let Some(leaders) = &self.leaders else {
             return self.call(Again::IfNotDone, message, call).await?.try_into();
         };
-        let leader = leaders.of(machine);
+        let machine = message.machine.clone();
+        let leader = leaders.of(&machine);
         let answer = self.call_first(leader.as_deref(), Again::IfNotDone, message, call).await?;
         if let Some(address) = answer.metadata().get(LEADER).and_then(|text| text.to_str().ok()) {
-            leaders.told(machine, address);
+            leaders.told(&machine, address);
         }
         answer.into_inner().try_into()
     }

@@ -86,7 +86,7 @@ impl ApplySender {
     /// `Unavailable` if the stream has ended: this command was not sent.
     pub async fn send(&self, id: u64, machine: &str, command: impl Into<Bytes>) -> Result<(), Error> {
         let (machine, command) = (machine.into(), command.into());
-        let message = v1::ApplyStreamRequest { id, machine, command, traceparent: String::new() };
+        let message = v1::ApplyStreamRequest { id, machine, command, ..Default::default() };
         self.messages.send(message).await.map_err(ended)
     }
 }

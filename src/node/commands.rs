@@ -14,9 +14,10 @@ use super::metrics::seconds;
 use super::order::Order;
 use super::registry::Registry;
 use super::request::{Answered, Applied, Consistency};
+use super::sessions;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
-use crate::machine::batch::Operation;
+use crate::machine::batch::{Numbered, Operation};
 use crate::trace::TraceContext;
 
 /// Commands and queries.
@@ -26,10 +27,10 @@ impl Node {
     /// # Errors
     /// `NotFound`, `TooLarge`, `Overloaded`, `Unavailable`: it was not done. `Unknown`: it may have been.
     pub async fn apply(&self, machine: &str, command: Bytes) -> Result<Applied, Error> {
-        self.apply_traced(machine, command, None).await
+        self.apply_traced(machine, command, None, None).await
     }
 
-    /// The same for a command that is followed through the nodes.
+    /// The same for a command that may have a place in a session, or be followed through the nodes.
     ///
     /// # Errors
     /// As of [`apply`](Node::apply).
@@ -37,9 +38,11 @@ impl Node {
         &self,
         machine: &str,
         command: Bytes,
+        numbered: Option<Numbered>,
         trace: Option<TraceContext>,
     ) -> Result<Applied, Error> {
         let found = self.find_ready(machine).await?;
+        numbered.as_ref().map_or(Ok(()), sessions::check)?;
         let bytes_max = self.inner.config.limits.command_bytes_max as usize;
         if command.len() > bytes_max {
             return Err(Error::TooLarge(format!(
@@ -53,8 +56,8 @@ impl Node {
         {
             return Err(why);
         }
-        let mut operation = Operation::command(command);
-        operation.trace = trace.map(TraceContext::to_bytes).unwrap_or_default();
+        let trace = trace.map(TraceContext::to_bytes).unwrap_or_default();
+        let operation = Operation { numbered, trace, ..Operation::command(command) };
         let clock = self.inner.stage.clock;
         let begun_ns = clock.elapsed_ns();
         let applied = self.propose(found.record.group(), operation).await;
@@ -193,9 +196,10 @@ impl Node {
     /// Puts an operation into the log of a group that this node leads, and waits for what becomes of it.
     pub(super) async fn propose_here(&self, group: GroupId, operation: Operation) -> Result<Applied, Error> {
         let (waiter, told) = oneshot::channel();
+        let numbered = operation.numbered;
         self.inner.stage.orders.send(Order::Propose { group, operation, waiter: Some(waiter) });
         match told.await {
-            Ok(answer) => answer,
+            Ok(answer) => answer.and_then(|applied| self.as_answered(group, numbered, applied)),
             Err(_) => Err(Error::Unknown(self.stopped("it is unknown whether the command was applied"))),
         }
     }

@@ -252,9 +252,14 @@ impl Metrics {
         registry.register("machines", "Machines that the catalog has", self.machines.clone());
         registry.register("apply_threads", "Threads that apply batches", self.apply_threads.clone());
         registry.register("checkpoints", "Flushes of the state", self.checkpoints.clone());
-        let Counts { held, forwarded, expired, refused } = self.routed.clone();
+        let Counts { held, forwarded, repeated, expired, refused } = self.routed.clone();
         registry.register("requests_held", "Requests that had to wait for a leader", held);
         registry.register("requests_forwarded", "Requests passed on to another node", forwarded);
+        registry.register(
+            "requests_repeated",
+            "Commands of sessions sent again because their fate was unknown",
+            repeated,
+        );
         registry.register("requests_expired", "Requests that found no leader in time", expired);
         registry.register(
             "requests_refused",

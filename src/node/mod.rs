@@ -14,6 +14,7 @@
 //! - `keeper`: flushes, cutting the log; `retention`: cutting event history; `saver`: snapshots of resident
 //!   machines; `rounds`: their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
+//! - `sessions`: exactly-once commands: opening, closing, what their errors say
 //! - [`watches`]: who watches machines through this node
 //! - `shelf`: modules; `metrics`: what is counted; `report`: how nodes and replicas are
 
@@ -47,6 +48,7 @@ pub mod request;
 mod retention;
 mod rounds;
 mod saver;
+mod sessions;
 mod shelf;
 #[cfg(test)]
 mod simulation;

@@ -39,6 +39,17 @@ pub struct Applied {
     pub outcome: Outcome,
 }
 
+/// A session that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its id: that of its lease, which keeps it alive as long as it is renewed.
+    pub session: u64,
+    /// How long it lives without being renewed.
+    pub ttl: Duration,
+    /// How far its numbers may run ahead of what was acknowledged, as the machine is set now.
+    pub window: u64,
+}
+
 /// A query's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answered {

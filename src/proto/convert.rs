@@ -9,9 +9,10 @@ use std::time::Duration;
 use super::v1::{self, apply_response, query_response};
 use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, Revision, StateHash, Term};
+use crate::machine::batch::Numbered;
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
 use crate::node::request::{
-    Answered, Applied, Consistency, MachineInfo, ModuleInfo, NodeStatus, ReplicaInfo, World,
+    Answered, Applied, Consistency, MachineInfo, ModuleInfo, NodeStatus, Opened, ReplicaInfo, World,
 };
 
 /// A message that does not say what it must.
@@ -91,6 +92,34 @@ impl TryFrom<v1::ApplyResponse> for Applied {
             apply_response::Outcome::Failed(code) => Outcome::Host(host_code(code)?),
         };
         Ok(Applied { index: Index(message.index), revision: Revision(message.revision), outcome })
+    }
+}
+
+impl From<v1::Numbered> for Numbered {
+    fn from(message: v1::Numbered) -> Numbered {
+        let v1::Numbered { session, number, acknowledged } = message;
+        Numbered { session, number, acknowledged }
+    }
+}
+
+impl From<Numbered> for v1::Numbered {
+    fn from(numbered: Numbered) -> v1::Numbered {
+        let Numbered { session, number, acknowledged } = numbered;
+        v1::Numbered { session, number, acknowledged }
+    }
+}
+
+impl From<Opened> for v1::OpenSessionResponse {
+    fn from(opened: Opened) -> v1::OpenSessionResponse {
+        let ttl_ms = opened.ttl.as_millis() as u64;
+        v1::OpenSessionResponse { session: opened.session, ttl_ms, window: opened.window }
+    }
+}
+
+impl From<v1::OpenSessionResponse> for Opened {
+    fn from(message: v1::OpenSessionResponse) -> Opened {
+        let v1::OpenSessionResponse { session, ttl_ms, window } = message;
+        Opened { session, ttl: Duration::from_millis(ttl_ms), window }
     }
 }
 

@@ -114,7 +114,7 @@ async fn the_machine_of_a_stream_is_named_once() {
         id,
         machine: machine.into(),
         command: Bytes::from_static(b"1"),
-        traceparent: String::new(),
+        ..Default::default()
     };
     let messages = futures_util::stream::iter([message(1, ""), message(2, "sum"), message(3, "")]);
     let mut commands = CommandsClient::new(channel(&node).await);
@@ -136,7 +136,7 @@ async fn errors_carry_a_reason_and_the_fate() {
     let directory = directory();
     let node = Node::serve(directory.path(), &[]);
     let mut commands = CommandsClient::new(channel(&node).await);
-    let request = v1::ApplyRequest { machine: "nobody".into(), command: Bytes::new() };
+    let request = v1::ApplyRequest { machine: "nobody".into(), ..Default::default() };
     let status = commands.apply(request).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
     let info = status.get_details_error_info().expect("an ErrorInfo");

@@ -153,6 +153,7 @@ impl Node {
             Question::Explain(group) => Ok(Answer::Explained(self.explain_here(GroupId(group)).await?)),
             Question::Watch(words) => self.watch_for_other(words).await,
             Question::Compare(question) => Ok(Answer::Compared(self.compare_here(question).await?)),
+            Question::Settings(group) => Ok(Answer::Settings(self.settings_here(GroupId(group))?)),
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))

@@ -1,8 +1,9 @@
 //! To the leader, wherever it is: a request is done here if this node leads the group, passed on to the node
 //! that does, and held while nobody does.
 //!
-//! Promises: a request that was perhaps done is never sent again; one that was certainly not done is, until
-//! its deadline.
+//! Promises: a request that was perhaps done is never sent again, unless it is a session's command, which is
+//! applied once however often it comes; one that was certainly not done is, until its deadline. Whoever asked
+//! is never told that something was not done that was sent before with an unknown fate.
 
 use std::time::Duration;
 
@@ -46,6 +47,21 @@ impl Node {
         if self.inner.stage.net.is_none() {
             return self.propose_here(group, operation).await;
         }
+        let mut doubt = None;
+        let ended = self.propose_until_told(group, operation, &mut doubt).await;
+        match doubt {
+            Some(doubt) => ended.map_err(|why| in_doubt(why, &doubt)),
+            None => ended,
+        }
+    }
+
+    /// The same; `doubt` is why the fate of an earlier sending is unknown, if it is.
+    async fn propose_until_told(
+        &self,
+        group: GroupId,
+        operation: Operation,
+        doubt: &mut Option<Error>,
+    ) -> Result<Applied, Error> {
         let clock = Clock::start();
         let patience = Duration::from_millis(self.inner.config.leader_wait_ms);
         let (mut place, mut hint, mut hops) = (None, None, 0);
@@ -61,6 +77,10 @@ impl Node {
                     let elsewhere = |node: &NodeId| leader != Leader::At(*node) && *node != self.id();
                     hint = told.filter(elsewhere).filter(|_| hops < HOPS_MAX);
                     hops = if hint.is_some() { hops + 1 } else { 0 };
+                }
+                Err(why @ Error::Unknown(_)) if operation.numbered.is_some() => {
+                    self.inner.stage.waiting_room.count_repeated();
+                    *doubt = Some(why);
                 }
                 ended => return ended,
             }
@@ -148,7 +168,7 @@ impl Node {
     }
 
     /// The nodes of a machine's replicas that can be reached first, then the others.
-    pub(super) fn replicas_elsewhere(&self, record: &MachineRecord) -> Vec<NodeId> {
+    pub(in crate::node) fn replicas_elsewhere(&self, record: &MachineRecord) -> Vec<NodeId> {
         let own = self.id();
         let mut nodes: Vec<NodeId> =
             record.replicas.iter().map(|replica| replica.node()).filter(|node| *node != own).collect();
@@ -236,6 +256,16 @@ impl Node {
                 "the request was passed on to node {node}, and whether it was done is unknown: {why}"
             ))),
         }
+    }
+}
+
+/// What is told of a session's command that was sent again, of which an earlier sending may have been
+/// applied: what a later one ended with says nothing about that.
+fn in_doubt(why: Error, doubt: &Error) -> Error {
+    match why {
+        // They say so themselves.
+        Error::SessionExpired(_) | Error::NumberPassed(_) | Error::Unknown(_) | Error::Fault(_) => why,
+        why => Error::Unknown(format!("{doubt}; it was sent again, and that ended so: {why}")),
     }
 }
 

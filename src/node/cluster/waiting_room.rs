@@ -32,6 +32,8 @@ pub struct Counts {
     pub held: Counter,
     /// Were passed on to another node.
     pub forwarded: Counter,
+    /// Commands of sessions that were sent again because their fate was unknown.
+    pub repeated: Counter,
     /// Found no leader until their deadline.
     pub expired: Counter,
     /// Were refused because too much waited already.
@@ -90,6 +92,11 @@ impl WaitingRoom {
     /// A request was passed on.
     pub fn count_forwarded(&self) {
         self.counts.forwarded.inc();
+    }
+
+    /// A command of a session is sent again.
+    pub fn count_repeated(&self) {
+        self.counts.repeated.inc();
     }
 
     /// A request found no leader in time.

@@ -10,6 +10,7 @@ use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash,
 use crate::machine::batch::Operation;
 use crate::machine::outcome::{Outcome, OutcomeRow};
 use crate::machine::session::First;
+use crate::machine::settings::Settings;
 use crate::node::explanation::{Effects, Explanation};
 use crate::node::request::{Answered, Applied, Consistency, LeasePage, NodeReport, ReplicaLog};
 use crate::raft::SnapshotHead;
@@ -19,7 +20,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     pub question: Option<Question>,
 }
 
@@ -65,6 +66,9 @@ pub enum Question {
     /// You lead this group: where do our replicas' ways part?
     #[prost(message, tag = "13")]
     Compare(Compare),
+    /// What was settled for the machine of this group, as your replica knows?
+    #[prost(uint64, tag = "16")]
+    Settings(u64),
     /// What comes next of a watch of a machine of which the asker has no replica?
     #[prost(message, tag = "14")]
     Watch(WatchWords),
@@ -319,7 +323,7 @@ impl SnapshotOffer {
 #[derive(Clone, PartialEq, Message)]
 pub struct Reply {
     /// Which; none: a newer version answers.
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub answer: Option<Answer>,
 }
 
@@ -350,6 +354,9 @@ pub enum Answer {
     /// Where two replicas' ways part.
     #[prost(message, tag = "8")]
     Compared(Compared),
+    /// What was settled for a machine.
+    #[prost(message, tag = "11")]
+    Settings(Settings),
     /// What comes next of a watch.
     #[prost(message, tag = "9")]
     Watched(WatchedWords),
@@ -471,6 +478,11 @@ impl Answer {
         }
     }
 
+    /// What was settled for a machine.
+    pub fn settings(self) -> Result<Settings, Error> {
+        if let Answer::Settings(settings) = self { Ok(settings) } else { Err(not_understood()) }
+    }
+
     /// The answer to a query.
     pub fn answered(self) -> Result<Answered, Error> {
         let Applied { index, revision, outcome } = self.applied()?;
@@ -487,7 +499,7 @@ impl Answer {
 type OfText = fn(String) -> Error;
 
 /// The kinds of error that have nothing but a text, by their number on the wire.
-const KINDS: [(u32, OfText); 11] = [
+const KINDS: [(u32, OfText); 15] = [
     (1, Error::Invalid),
     (2, Error::NotFound),
     (3, Error::AlreadyExists),
@@ -499,6 +511,10 @@ const KINDS: [(u32, OfText); 11] = [
     (9, Error::DeadlineExceeded),
     (10, Error::Guest),
     (11, Error::Damaged),
+    (15, Error::LimitReached),
+    (16, Error::SessionExpired),
+    (17, Error::NumberPassed),
+    (18, Error::NumberAhead),
 ];
 const NOT_LEADER: u32 = 12;
 const FAULT: u32 = 13;
@@ -518,6 +534,10 @@ impl Failure {
             Error::DeadlineExceeded(_) => (9, None),
             Error::Guest(_) => (10, None),
             Error::Damaged(_) => (11, None),
+            Error::LimitReached(_) => (15, None),
+            Error::SessionExpired(_) => (16, None),
+            Error::NumberPassed(_) => (17, None),
+            Error::NumberAhead(_) => (18, None),
             Error::NotLeader { leader } => (NOT_LEADER, leader.map(|node| node.0)),
             Error::Fault(_) => (FAULT, None),
             Error::Compacted { .. } => (COMPACTED, None),
