@@ -18,6 +18,8 @@ mod process;
 mod refusals;
 #[path = "cli/sessions.rs"]
 mod sessions;
+#[path = "cli/settings.rs"]
+mod settings;
 #[path = "../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "the tests inside the crate use the rest of it")]
 mod text;

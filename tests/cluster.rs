@@ -10,6 +10,10 @@ mod harness;
 mod old_copy;
 #[path = "cluster/reseeded.rs"]
 mod reseeded;
+#[path = "cluster/sessions.rs"]
+mod sessions;
+#[path = "cluster/settings.rs"]
+mod settings;
 #[path = "cluster/stopped.rs"]
 mod stopped;
 #[path = "cluster/watched.rs"]

@@ -27,6 +27,8 @@ mod load;
 mod process;
 #[path = "lockstep/process_ids.rs"]
 mod process_ids;
+#[path = "lockstep/sessions.rs"]
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,6 +42,7 @@ use faults::{Fault, go_on};
 use links::Cut;
 use load::Load;
 use process::{program, run_with};
+use sessions::Counters;
 use statehouse::id::Index;
 use statehouse::node::request::Consistency;
 use statehouse_kv::Call;
@@ -147,6 +150,39 @@ async fn a_read_of_a_copy_behind_a_cut_is_stale_and_caught_and_no_linearizable_r
     cluster.links.heal();
     let found = healed.read_once(&cluster, follower, 0, Consistency::Linearizable).await;
     assert_eq!(found, Some(value));
+}
+
+/// The leader is killed again and again, links are cut, all nodes are restarted: what clients count through
+/// sessions is counted once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_is_what_its_sessions_were_told_whatever_befalls_the_nodes() {
+    let _alone = alone().await;
+    let (mut chance, mut cluster) = (Chance::new(4), Cluster::start().await);
+    let mut load = Load::start(&cluster, 0..KEYS, &mut chance);
+    let mut counters = Counters::start(&cluster).await;
+    let faults = [
+        Fault::KillLeader,
+        Fault::IsolateLeader,
+        Fault::KillLeader,
+        Fault::CutOneLink,
+        Fault::KillAll,
+        Fault::DeafenLeader,
+        Fault::PauseLeader,
+        Fault::KillLeader,
+    ];
+    for fault in faults {
+        let begun = Instant::now();
+        fault.befall(&mut cluster, &mut load, &mut chance).await;
+        counters.go_on().await;
+        let repeated = counters.repeated();
+        eprintln!("{fault:?} in {:.1} s; sent again so far: {repeated}", begun.elapsed().as_secs_f64());
+    }
+    load.end().await;
+    let acknowledged = counters.end().await;
+    cluster.together().await;
+    assert!(counters.repeated() > 0, "no command met a fault");
+    assert_eq!(sessions::counted(&cluster).await, acknowledged);
+    load.recorder.check().unwrap_or_else(|why| panic!("{why}"));
 }
 
 /// An hour, in seconds.

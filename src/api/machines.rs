@@ -39,11 +39,14 @@ impl Machines for MachinesService {
         &self,
         request: Request<v1::CreateMachineRequest>,
     ) -> Result<Response<v1::Machine>, Status> {
-        let v1::CreateMachineRequest { name, module, configuration, replicas } = request.into_inner();
+        let v1::CreateMachineRequest { name, module, configuration, replicas, settings } =
+            request.into_inner();
         let replicas = if replicas == 0 { REPLICAS_DEFAULT } else { replicas };
         self.check_configuration(configuration.len()).map_err(refused)?;
         let module = self.serving.module_digest(&module).await.map_err(refused)?;
-        let machine = self.serving.node.create_replicated(&name, module, configuration, replicas).await;
+        let settings = settings.map(Into::into);
+        let machine =
+            self.serving.node.create_settled(&name, module, configuration, replicas, settings).await;
         Ok(Response::new(machine.map_err(refused)?.into()))
     }
 
@@ -97,6 +100,16 @@ impl Machines for MachinesService {
         let v1::ExplainMachineRequest { name, node } = request.into_inner();
         let explanation = self.serving.node.explain_machine(&name, &node).await.map_err(refused)?;
         Ok(Response::new(explanation.into()))
+    }
+
+    async fn configure(
+        &self,
+        request: Request<v1::ConfigureMachineRequest>,
+    ) -> Result<Response<v1::Machine>, Status> {
+        let v1::ConfigureMachineRequest { name, settings } = request.into_inner();
+        let change = settings.unwrap_or_default().into();
+        let machine = self.serving.node.configure_machine(&name, change).await.map_err(refused)?;
+        Ok(Response::new(machine.into()))
     }
 
     async fn delete(

@@ -1,5 +1,5 @@
-//! The gRPC service `Sessions`: opening, keeping alive and closing them. Their commands are those of
-//! `Commands`.
+//! The gRPC service `Sessions`: opening and closing them. Their commands are those of `Commands`; they are
+//! kept alive as `Leases`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,15 +31,6 @@ impl Sessions for SessionsService {
         let v1::OpenSessionRequest { machine, ttl_ms } = request.into_inner();
         let opened = self.serving.node.open_session(&machine, Duration::from_millis(ttl_ms)).await;
         Ok(Response::new(opened.map_err(refused)?.into()))
-    }
-
-    async fn keep_alive(
-        &self,
-        request: Request<v1::KeepSessionAliveRequest>,
-    ) -> Result<Response<v1::KeepSessionAliveResponse>, Status> {
-        let v1::KeepSessionAliveRequest { machine, session } = request.into_inner();
-        let ttl = self.serving.node.keep_session_alive(&machine, session).await.map_err(refused)?;
-        Ok(Response::new(v1::KeepSessionAliveResponse { ttl_ms: ttl.as_millis() as u64 }))
     }
 
     async fn close(

@@ -35,7 +35,7 @@ fn within(text: &str, ms_max: u64, max: &str) -> Result<u64, String> {
 }
 
 /// Reads a time. One that no number of milliseconds can hold is the longest there is.
-fn milliseconds(text: &str) -> Result<u64, String> {
+pub fn milliseconds(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = UNITS.iter().find(|(name, _)| *name == unit);
@@ -45,9 +45,24 @@ fn milliseconds(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A time in the largest unit that leaves a whole number.
+pub fn shown(ms: u64) -> String {
+    let fits = |unit: &&(&str, u64)| ms.is_multiple_of(unit.1);
+    let (name, unit_ms) = UNITS.iter().rfind(fits).unwrap_or(&UNITS[0]);
+    format!("{}{name}", ms / unit_ms)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_is_shown_as_it_can_be_written() {
+        for text in ["1ms", "1500ms", "90s", "5m", "36h", "2d"] {
+            assert_eq!(shown(milliseconds(text).unwrap()), text);
+        }
+        assert_eq!(shown(24 * 3_600_000), "1d");
+    }
 
     #[test]
     fn each_unit_is_understood() {

@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::settings::{self, Assignment};
 use super::{Global, Shown, Usage, explain, module, output, payload};
 use crate::catalog::{REPLICAS_DEFAULT, REPLICAS_MAX};
 use crate::client::Client;
@@ -23,6 +24,7 @@ pub enum Machine {
     #[command(after_help = "Examples:\n  \
             statehouse machine create kv --module builtin:kv\n  \
             statehouse machine create notes --module notes.component.wasm --init @notes.conf\n  \
+            statehouse machine create kv --module builtin:kv --set leases_max=5000 --set history_age=1h\n  \
             statehouse machine create orders \\\n    \
             --module 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae")]
     Create {
@@ -42,6 +44,23 @@ pub enum Machine {
             value_parser = clap::value_parser!(u32).range(1..=i64::from(REPLICAS_MAX))
         )]
         replicas: u32,
+        /// A setting in place of its default; may be given several times
+        #[arg(long, value_name = "NAME=VALUE", value_parser = settings::assignment)]
+        set: Vec<Assignment>,
+    },
+    /// Change settings of a machine: limits of leases and sessions, how much history is kept
+    #[command(after_help = "leases_max, sessions_max: how many there may be at the same time\n\
+            session_window: commands of a session that may be ahead of what is acknowledged\n\
+            history_revisions, history_age, history_bytes: how many events are kept for watchers\n\n\
+            Examples:\n  \
+            statehouse machine set kv leases_max=5000 history_age=1h\n  \
+            statehouse machine set kv history_bytes=64MiB session_window=default")]
+    Set {
+        /// Its name
+        name: String,
+        /// The settings; `default` takes one back
+        #[arg(value_name = "NAME=VALUE", required = true, value_parser = settings::assignment)]
+        set: Vec<Assignment>,
     },
     /// List all machines
     #[command(after_help = "Examples:\n  \
@@ -102,11 +121,17 @@ impl Machine {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         match self {
-            Machine::Create { name, module, init, replicas } => {
+            Machine::Create { name, module, init, replicas, set } => {
                 let configuration = payload::read(init.as_deref().unwrap_or_default(), false)?;
                 let module = resolve(&client, &module).await?;
-                let created = client.create_replicated(&name, &module, configuration, replicas).await?;
+                let settings = (!set.is_empty()).then(|| settings::settings(&set));
+                let created =
+                    client.create_settled(&name, &module, configuration, replicas, settings).await?;
                 show(global, &created, &Names::of(&client).await?)
+            }
+            Machine::Set { name, set } => {
+                let changed = client.configure_machine(&name, settings::settings(&set)).await?;
+                show(global, &changed, &Names::of(&client).await?)
             }
             Machine::List => list(global, &client.machines().await?, &Names::of(&client).await?),
             Machine::Show { name } => {
@@ -241,6 +266,7 @@ pub fn machine_json(machine: &MachineInfo) -> Value {
         "engine": machine.engine,
         "replicas": machine.replicas.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "replicas_wanted": machine.replicas_wanted,
+        "settings": machine.settings.as_ref().map(settings::as_json),
         "replica": replica,
     })
 }
@@ -355,6 +381,10 @@ fn show(global: &Global, machine: &MachineInfo, names: &Names) -> anyhow::Result
         output::line(format_args!("index     {}", replica.applied))?;
         output::line(format_args!("revision  {}", replica.revision))?;
         output::line(format_args!("hash      {}", replica.hash))?;
+    }
+    if let Some(settings) = &machine.settings {
+        output::line("")?;
+        settings::show(settings)?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@
 //! - `completions`, `compile_module`: for shells, and for a node's own use
 //! - `payload`, `duration`: arguments that stand for bytes and times; `output`: how data is shown;
 //!   `telemetry`: the log and traces
-//! - `explain`: why a replica halted, for people
+//! - `explain`: why a replica halted, for people; `settings`: of machines
 
 mod apply;
 mod compile_module;
@@ -30,6 +30,7 @@ mod query;
 mod running;
 mod serve;
 mod session;
+mod settings;
 mod status;
 mod telemetry;
 mod watch;
@@ -323,6 +324,8 @@ mod tests {
             "statehouse machine create NAME --module builtin:kv --init TEXT",
             "statehouse machine create NAME --module x.wasm --init @FILE",
             "statehouse machine create NAME --module builtin:kv --replicas 5",
+            "statehouse machine create NAME --module builtin:kv --set leases_max=5 --set history_age=1h",
+            "statehouse machine set NAME leases_max=5 history_age=1h session_window=default",
             "statehouse machine list",
             "statehouse machine show NAME",
             "statehouse machine verify NAME",
@@ -341,7 +344,6 @@ mod tests {
             "statehouse apply NAME TEXT --session 7 --number 2 --acknowledged 1",
             "statehouse session open",
             "statehouse session open --ttl 5m --machine notes",
-            "statehouse session keep-alive 7",
             "statehouse session close 7 --machine notes",
             "statehouse query NAME TEXT --consistency local --min-index 5",
             "statehouse query NAME - --hex --consistency lease",
@@ -402,6 +404,9 @@ mod tests {
             "statehouse lease grant --id 0",
             "statehouse lease renew",
             "statehouse machine create NAME",
+            "statehouse machine create NAME --module builtin:kv --set leases_max=0",
+            "statehouse machine set NAME",
+            "statehouse machine set NAME leases=5",
             "statehouse machine create NAME --module builtin:kv --replicas 8",
             "statehouse serve --bootstrap --join a:1",
             "statehouse member remove",

@@ -17,23 +17,15 @@ use super::{Global, duration, output};
 )]
 pub enum Session {
     /// Open a session and print its id
-    #[command(after_help = "It ends when it is not kept alive for its time to live.\n\nExamples:\n  \
-            statehouse session open\n  \
-            statehouse session open --ttl 1h --machine notes")]
+    #[command(
+        after_help = "It is a lease: it ends when it is not renewed for its time to live (`statehouse lease \
+            renew`).\n\nExamples:\n  statehouse session open\n  statehouse session open --ttl 1h --machine \
+            notes"
+    )]
     Open {
         /// How long it lives without being kept alive
-        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::ttl_ms)]
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration::lease_ttl_ms)]
         ttl: u64,
-        /// The machine
-        #[arg(long, value_name = "NAME", default_value = "kv")]
-        machine: String,
-    },
-    /// Give a session its whole time to live again
-    #[command(after_help = "Examples:\n  statehouse session keep-alive 7 --machine notes")]
-    KeepAlive {
-        /// Its id
-        #[arg(value_name = "ID")]
-        session: u64,
         /// The machine
         #[arg(long, value_name = "NAME", default_value = "kv")]
         machine: String,
@@ -64,13 +56,6 @@ impl Session {
                         "window": opened.window,
                     }))?,
                     false => output::line(opened.session)?,
-                }
-            }
-            Session::KeepAlive { session, machine } => {
-                let ttl_ms = client.keep_session_alive(&machine, session).await?.as_millis() as u64;
-                match global.json {
-                    true => output::json(&json!({ "session": session, "ttl_ms": ttl_ms }))?,
-                    false => output::line(format_args!("{ttl_ms} ms"))?,
                 }
             }
             Session::Close { session, machine } => {

@@ -34,7 +34,7 @@ impl Client {
     ///
     /// # Errors
     /// `Invalid` for a time or an id out of range, `AlreadyExists` for an id that is in use or was given
-    /// before, `FailedPrecondition` if the machine has as many leases as it may. `Unknown`: there may be a
+    /// before, `LimitReached` if the machine has as many leases as it may. `Unknown`: there may be a
     /// lease that nobody keeps alive.
     pub async fn grant_lease(&self, machine: &str, ttl: Duration, id: Option<u64>) -> Result<u64, Error> {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);

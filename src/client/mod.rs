@@ -3,7 +3,8 @@
 //! A [`Client`] knows one or more addresses and uses the first that answers. A request that certainly was not
 //! done is tried at the next address: no connection came about, or it ended before the request was sent, or
 //! the node said that it did not take it up, as one that stops does. A command whose fate is unknown is not
-//! tried again, and ends with [`Error::Unknown`]. Reads are tried again in both cases.
+//! tried again, and ends with [`Error::Unknown`], unless it is of a [`Session`], which makes that safe. Reads
+//! are tried again in both cases.
 //!
 //! ```
 //! # #[tokio::main]
@@ -68,10 +69,12 @@ use tonic::{Request, Response, Status};
 
 use self::leaders::Leaders;
 pub use self::leases::{KeepAliveAnswers, KeepAliveSender};
+pub use self::session::{Session, SessionOptions};
 pub use self::stream::{ApplyAnswers, ApplySender, QueryAnswers, QuerySender};
 pub use self::watch::ClientWatch;
 use crate::error::Error;
 use crate::id::{Digest, Index};
+use crate::machine::settings::Settings;
 use crate::node::request::{Answered, Applied, Consistency, Explanation, MachineInfo, ModuleInfo, Verified};
 pub use crate::proto::convert::RemoteStatus;
 use crate::proto::v1::commands_client::CommandsClient;
@@ -247,14 +250,41 @@ impl Client {
         configuration: impl Into<Bytes>,
         replicas: u32,
     ) -> Result<MachineInfo, Error> {
+        self.create_settled(name, module, configuration, replicas, None).await
+    }
+
+    /// The same with settings that are not the defaults.
+    ///
+    /// # Errors
+    /// As of [`create_machine`](Client::create_machine); `Invalid` for a setting over its bound.
+    pub async fn create_settled(
+        &self,
+        name: &str,
+        module: &str,
+        configuration: impl Into<Bytes>,
+        replicas: u32,
+        settings: Option<Settings>,
+    ) -> Result<MachineInfo, Error> {
         let message = v1::CreateMachineRequest {
             name: name.into(),
             module: module.into(),
             configuration: configuration.into(),
             replicas,
+            settings: settings.map(Into::into),
         };
         let call = |channel, message| async move { MachinesClient::new(channel).create(message).await };
         self.call(Again::IfNotDone, message, call).await?.try_into()
+    }
+
+    /// Changes settings of a machine: what `change` names; a zero takes a setting back to its default.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a setting over its bound.
+    pub async fn configure_machine(&self, name: &str, change: Settings) -> Result<MachineInfo, Error> {
+        let message = v1::ConfigureMachineRequest { name: name.into(), settings: Some(change.into()) };
+        let call = |channel, message| async move { MachinesClient::new(channel).configure(message).await };
+        // Done twice it is as if it was done once.
+        self.call(Again::Always, message, call).await?.try_into()
     }
 
     /// All machines, by name.

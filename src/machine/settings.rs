@@ -90,9 +90,136 @@ impl Settings {
     }
 }
 
+/// In what a setting is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A number of things.
+    Count,
+    /// Milliseconds of log time.
+    Milliseconds,
+    /// Bytes.
+    Bytes,
+}
+
+/// A setting, for those who name it: what it is called, and what it may be. The least is 1.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name for people.
+    pub name: &'static str,
+    /// In what it is counted.
+    pub unit: Unit,
+    /// The most that it may be.
+    pub max: u64,
+    place: fn(&mut Settings) -> &mut Option<u64>,
+    in_force: fn(&InForce) -> u64,
+}
+
+impl Setting {
+    /// All settings.
+    pub const ALL: [Setting; 6] = [
+        Setting {
+            name: "leases_max",
+            unit: Unit::Count,
+            max: 1_000_000_000,
+            place: |settings| &mut settings.leases_max,
+            in_force: |now| now.leases_max,
+        },
+        Setting {
+            name: "sessions_max",
+            unit: Unit::Count,
+            max: 1_000_000_000,
+            place: |settings| &mut settings.sessions_max,
+            in_force: |now| now.sessions_max,
+        },
+        Setting {
+            name: "session_window",
+            unit: Unit::Count,
+            max: SESSION_WINDOW_MAX,
+            place: |settings| &mut settings.session_window,
+            in_force: |now| now.session_window,
+        },
+        Setting {
+            name: "history_revisions",
+            unit: Unit::Count,
+            max: 1_000_000_000_000,
+            place: |settings| &mut settings.history_revisions,
+            in_force: |now| now.history_revisions,
+        },
+        Setting {
+            name: "history_age",
+            unit: Unit::Milliseconds,
+            max: 100 * 365 * 24 * 60 * 60 * 1_000,
+            place: |settings| &mut settings.history_ms,
+            in_force: |now| now.history_ms,
+        },
+        Setting {
+            name: "history_bytes",
+            unit: Unit::Bytes,
+            max: 1 << 50,
+            place: |settings| &mut settings.history_bytes,
+            in_force: |now| now.history_bytes,
+        },
+    ];
+
+    /// The setting of this name.
+    pub fn named(name: &str) -> Option<Setting> {
+        Setting::ALL.into_iter().find(|setting| setting.name == name)
+    }
+
+    /// What it was settled to, if it was.
+    pub fn settled(&self, mut settings: Settings) -> Option<u64> {
+        *(self.place)(&mut settings)
+    }
+
+    /// Settles it; 0 takes it back to its default.
+    pub fn settle(&self, settings: &mut Settings, value: u64) {
+        *(self.place)(settings) = Some(value);
+    }
+
+    /// What goes with these settings.
+    pub fn in_force(&self, settings: &Settings) -> u64 {
+        (self.in_force)(&settings.in_force())
+    }
+}
+
+impl Settings {
+    /// Whether a change may be made.
+    ///
+    /// # Errors
+    /// Names the setting, the value and what it may be.
+    pub fn check(self) -> Result<(), String> {
+        for setting in Setting::ALL {
+            let Setting { name, max, .. } = setting;
+            if let Some(value) = setting.settled(self).filter(|value| *value > max) {
+                return Err(format!("{name} cannot be {value}: it may be 1 to {max}, or 0 for the default"));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_setting_has_its_own_place_and_bound() {
+        let all = Setting::ALL.into_iter().zip(1..);
+        let mut settings = Settings::default();
+        all.clone().for_each(|(setting, value)| setting.settle(&mut settings, value));
+        for (setting, value) in all {
+            assert_eq!(setting.settled(settings), Some(value), "{}", setting.name);
+            assert_eq!(setting.in_force(&settings), value, "{}", setting.name);
+            assert_eq!(Setting::named(setting.name).map(|found| found.max), Some(setting.max));
+            let mut most = Settings::default();
+            setting.settle(&mut most, setting.max);
+            assert!(most.check().is_ok());
+            setting.settle(&mut most, setting.max + 1);
+            let told = most.check().unwrap_err();
+            assert!(told.contains(setting.name) && told.contains(&setting.max.to_string()), "{told}");
+        }
+        assert!(Setting::named("leases").is_none());
+    }
 
     #[test]
     fn a_change_keeps_what_it_does_not_name_and_a_zero_takes_a_setting_back() {

@@ -31,7 +31,7 @@ impl Node {
     /// for 0. Answers the id.
     ///
     /// # Errors
-    /// `Invalid` for a time or an id out of range, `AlreadyExists` for an id in use, `FailedPrecondition` if
+    /// `Invalid` for a time or an id out of range, `AlreadyExists` for an id in use, `LimitReached` if
     /// the machine has as many leases as it may; and as of [`apply`](Node::apply).
     pub async fn grant_lease(&self, machine: &str, ttl_ms: u64, id: u64) -> Result<u64, Error> {
         check_ttl(ttl_ms)?;
@@ -195,14 +195,6 @@ fn refused(machine: &Machine, code: HostCode, id: u64) -> Error {
         HostCode::LeaseInUse => Error::AlreadyExists(format!(
             "lease {id} of machine {name:?} is in use, or was given before: choose another id, or none"
         )),
-        HostCode::TooManyLeases => {
-            let settings = machine.lane().map(|lane| lane.published().head.settings.in_force());
-            let limit = settings.map_or_else(String::new, |settings| format!(", {}", settings.leases_max));
-            Error::FailedPrecondition(format!(
-                "machine {name:?} has as many leases as it may{limit}: revoke some, or raise its setting \
-                 leases_max"
-            ))
-        }
         HostCode::NotCreated => Error::NotFound(format!("machine {name:?} was not created")),
         other => odd(&Outcome::Host(other)),
     }

@@ -115,6 +115,7 @@ impl Machine {
             replica: self.replica(),
             replicas: self.record.replicas.iter().map(|replica| replica.node()).collect(),
             replicas_wanted: self.record.replicas_wanted,
+            settings: self.lane().map(|lane| lane.published().head.settings),
         }
     }
 

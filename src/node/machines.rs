@@ -11,9 +11,10 @@ use super::registry::Registry;
 use super::request::MachineInfo;
 use crate::catalog::{Change, MachineRecord, RefusalCode};
 use crate::error::{Error, Fault};
-use crate::id::{Digest, GroupId};
+use crate::id::{Digest, GroupId, Index};
 use crate::machine::batch::Operation;
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
+use crate::machine::settings::Settings;
 
 /// Machines.
 impl Node {
@@ -36,6 +37,19 @@ impl Node {
         configuration: Bytes,
         replicas: u32,
     ) -> Result<MachineInfo, Error> {
+        self.create_settled(name, module, configuration, replicas, None).await
+    }
+
+    /// The same with settings that are not the defaults.
+    pub async fn create_settled(
+        &self,
+        name: &str,
+        module: Digest,
+        configuration: Bytes,
+        replicas: u32,
+        settings: Option<Settings>,
+    ) -> Result<MachineInfo, Error> {
+        settings.unwrap_or_default().check().map_err(Error::Invalid)?;
         crate::catalog::check_name(name).map_err(Error::Invalid)?;
         crate::catalog::check_replicas(replicas).map_err(Error::Invalid)?;
         let record = MachineRecord {
@@ -45,6 +59,7 @@ impl Node {
             configuration,
             input_fuel: self.inner.config.input_fuel,
             engine: self.inner.shelf.fingerprint().to_owned(),
+            settings,
             ..MachineRecord::default()
         };
         let node = self.clone();
@@ -110,7 +125,13 @@ impl Node {
 
     /// One machine, as of a moment after this was asked.
     pub async fn find_machine(&self, name: &str) -> Result<MachineInfo, Error> {
-        Ok(self.find(name).await?.info())
+        let found = self.find(name).await?;
+        let info = found.info();
+        if info.settings.is_some() || !found.record.ready {
+            return Ok(info);
+        }
+        // Nobody who can tell is no reason not to tell the rest.
+        Ok(MachineInfo { settings: self.settings_of(&found, Index(0)).await.ok(), ..info })
     }
 
     /// One machine, as far as this node knows.

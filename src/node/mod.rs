@@ -15,6 +15,7 @@
 //!   machines; `rounds`: their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
 //! - `sessions`: exactly-once commands: opening, closing, what their errors say
+//! - `settings`: of machines
 //! - [`watches`]: who watches machines through this node
 //! - `shelf`: modules; `metrics`: what is counted; `report`: how nodes and replicas are
 
@@ -49,6 +50,7 @@ mod retention;
 mod rounds;
 mod saver;
 mod sessions;
+mod settings;
 mod shelf;
 #[cfg(test)]
 mod simulation;

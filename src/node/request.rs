@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::event::EventKind;
 use crate::machine::outcome::{Outcome, Refusal};
+use crate::machine::settings::Settings;
 pub use crate::watch::{KeySpan, Selection};
 
 /// How fresh a query's view must be.
@@ -166,6 +167,8 @@ pub struct MachineInfo {
     pub replicas: Vec<NodeId>,
     /// How many it should have.
     pub replicas_wanted: u32,
+    /// What was settled for it; `None` if that is not known here.
+    pub settings: Option<Settings>,
 }
 
 /// Where a replica stands.

@@ -7,31 +7,27 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message;
 
 use super::Node;
-use super::cluster::words::Question;
-use super::machine::Machine;
+use super::leases;
 use super::request::{Applied, Opened};
 use crate::error::{Error, Fault};
 use crate::id::GroupId;
-use crate::machine::batch::{Act, Grant, Numbered, Operation, Renew, Renewed};
-use crate::machine::lease::TTL_MS_MAX;
+use crate::machine::batch::{Act, Grant, Numbered, Operation};
 use crate::machine::outcome::{HostCode, Outcome};
-use crate::machine::settings::{InForce, Settings};
-
-/// How long another node may take to tell what was settled for a machine.
-const SETTINGS_PATIENCE: Duration = Duration::from_secs(5);
+use crate::machine::settings::InForce;
 
 /// Sessions.
 impl Node {
-    /// Opens a session of a machine, which ends when it is not renewed for `ttl`.
+    /// Opens a session of a machine, which ends when it is not renewed for `ttl`: it is a lease, with
+    /// [`renew_leases`](Node::renew_leases).
     ///
     /// # Errors
     /// `Invalid` for a time to live that cannot be, `LimitReached`; else as of [`apply`](Node::apply). After
     /// `Unknown` there may be a session that nobody knows, until its time is over.
     pub async fn open_session(&self, machine: &str, ttl: Duration) -> Result<Opened, Error> {
-        let ttl_ms = checked_ttl_ms(ttl)?;
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        leases::check_ttl(ttl_ms)?;
         let found = self.find_ready(machine).await?;
         let grant = Act::OpenSession(Grant { ttl_ms, id: 0 });
         let applied = self.propose(found.record.group(), grant.into()).await?;
@@ -40,30 +36,8 @@ impl Node {
             outcome => return Err(unexpected("opening a session", outcome)),
         };
         let session = session.ok_or_else(|| Fault::new("a granted session has no id"))?;
-        let window = self.settings_of(&found).await?.in_force().session_window;
+        let window = self.settings_of(&found, applied.index).await?.in_force().session_window;
         Ok(Opened { session, ttl: Duration::from_millis(ttl_ms), window })
-    }
-
-    /// Gives a session its whole time to live again, and says how long that is.
-    ///
-    /// # Errors
-    /// `SessionExpired`; else as of [`apply`](Node::apply).
-    pub async fn keep_session_alive(&self, machine: &str, session: u64) -> Result<Duration, Error> {
-        let found = self.find_ready(machine).await?;
-        let renew = Act::Renew(Renew { leases: vec![session] });
-        let applied = self.propose(found.record.group(), renew.into()).await?;
-        let renewed = match applied.outcome {
-            Outcome::Ok(answer) => Renewed::decode(answer),
-            outcome => return Err(unexpected("keeping a session alive", &outcome)),
-        };
-        let renewed = renewed.map_err(|e| Fault::new(format!("what was renewed does not decode: {e}")))?;
-        match renewed.ttls_ms.first() {
-            Some(ttl_ms) if *ttl_ms > 0 => Ok(Duration::from_millis(*ttl_ms)),
-            _ => Err(Error::SessionExpired(format!(
-                "the session {session} of {machine:?} has ended, or never was: it cannot be kept alive. \
-                 Whether its commands whose outcome was not told were applied is unknown"
-            ))),
-        }
     }
 
     /// Closes a session: what it keeps is dropped, and none of its commands is applied from now on.
@@ -113,32 +87,6 @@ impl Node {
             None => Ok(applied),
         }
     }
-
-    /// What was settled for a machine: as the replica here has applied it, or else one elsewhere.
-    pub(super) async fn settings_of(&self, machine: &Machine) -> Result<Settings, Error> {
-        if let Some(lane) = machine.lane() {
-            return Ok(lane.published().head.settings);
-        }
-        let group = machine.record.group;
-        let mut last = Error::Unavailable(format!("no node has a replica of {:?}", machine.record.name));
-        for node in self.replicas_elsewhere(&machine.record) {
-            match self.ask(node, Question::Settings(group), SETTINGS_PATIENCE).await {
-                Ok(answer) => return answer.settings(),
-                Err(why) => last = why,
-            }
-        }
-        Err(Error::Unavailable(format!(
-            "no node with a replica of {:?} told its settings: {last}",
-            machine.record.name
-        )))
-    }
-
-    /// What was settled for the machine of a group, as the replica here has applied it.
-    pub(super) fn settings_here(&self, group: GroupId) -> Result<Settings, Error> {
-        let machine = self.inner.registry.by_group(group);
-        let lane = machine.as_ref().and_then(|machine| machine.lane());
-        Ok(lane.ok_or(Error::NotLeader { leader: None })?.published().head.settings)
-    }
 }
 
 /// Whether a place in a session can be one.
@@ -157,16 +105,6 @@ pub(super) fn check(numbered: &Numbered) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::Invalid(wrong))
-}
-
-fn checked_ttl_ms(ttl: Duration) -> Result<u64, Error> {
-    let ttl_ms = ttl.as_millis();
-    if ttl_ms == 0 || ttl_ms > u128::from(TTL_MS_MAX) {
-        return Err(Error::Invalid(format!(
-            "a session cannot have a time to live of {ttl_ms} ms: it is 1 to {TTL_MS_MAX} ms"
-        )));
-    }
-    Ok(ttl_ms as u64)
 }
 
 fn unexpected(what: &str, outcome: &Outcome) -> Error {
@@ -219,15 +157,6 @@ mod tests {
         assert!(place(1, 1, 0).is_ok() && place(9, 7, 6).is_ok());
         for (wrong, word) in [(place(0, 1, 0), "session"), (place(1, 0, 0), "0"), (place(1, 7, 7), "7")] {
             assert!(matches!(&wrong, Err(Error::Invalid(text)) if text.contains(word)), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn a_time_to_live_is_told_with_its_bounds() {
-        assert_eq!(checked_ttl_ms(Duration::from_millis(1)).unwrap(), 1);
-        for ttl in [Duration::ZERO, Duration::from_micros(999), Duration::from_millis(TTL_MS_MAX + 1)] {
-            let error = checked_ttl_ms(ttl).unwrap_err().to_string();
-            assert!(error.contains(&TTL_MS_MAX.to_string()), "{error}");
         }
     }
 

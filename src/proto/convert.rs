@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, Revision, StateHash, Term};
 use crate::machine::batch::Numbered;
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
+use crate::machine::settings::{Setting, Settings};
 use crate::node::request::{
     Answered, Applied, Consistency, MachineInfo, ModuleInfo, NodeStatus, Opened, ReplicaInfo, World,
 };
@@ -268,8 +269,43 @@ impl From<MachineInfo> for v1::Machine {
             replica: machine.replica.map(Into::into),
             replicas: machine.replicas.into_iter().map(|node| node.0).collect(),
             replicas_wanted: machine.replicas_wanted,
+            settings: machine.settings.map(Into::into),
+            in_force: machine.settings.map(in_force),
         }
     }
+}
+
+impl From<Settings> for v1::MachineSettings {
+    fn from(settings: Settings) -> v1::MachineSettings {
+        v1::MachineSettings {
+            leases_max: settings.leases_max,
+            sessions_max: settings.sessions_max,
+            session_window: settings.session_window,
+            history_revisions: settings.history_revisions,
+            history_age_ms: settings.history_ms,
+            history_bytes: settings.history_bytes,
+        }
+    }
+}
+
+impl From<v1::MachineSettings> for Settings {
+    fn from(message: v1::MachineSettings) -> Settings {
+        Settings {
+            leases_max: message.leases_max,
+            sessions_max: message.sessions_max,
+            session_window: message.session_window,
+            history_revisions: message.history_revisions,
+            history_ms: message.history_age_ms,
+            history_bytes: message.history_bytes,
+        }
+    }
+}
+
+/// What goes with settings, defaults included.
+fn in_force(settings: Settings) -> v1::MachineSettings {
+    let mut all = Settings::default();
+    Setting::ALL.iter().for_each(|setting| setting.settle(&mut all, setting.in_force(&settings)));
+    all.into()
 }
 
 impl TryFrom<v1::Machine> for MachineInfo {
@@ -287,6 +323,7 @@ impl TryFrom<v1::Machine> for MachineInfo {
             replica: message.replica.map(TryInto::try_into).transpose()?,
             replicas: message.replicas.into_iter().map(NodeId).collect(),
             replicas_wanted: message.replicas_wanted,
+            settings: message.settings.map(Into::into),
         })
     }
 }
@@ -423,6 +460,7 @@ mod tests {
             }),
             replicas: vec![NodeId(8), NodeId(u64::MAX)],
             replicas_wanted: 3,
+            settings: Some(Settings { session_window: Some(9), history_ms: Some(7), ..Settings::default() }),
         };
         assert_eq!(MachineInfo::try_from(v1::Machine::from(machine.clone())).unwrap(), machine);
     }

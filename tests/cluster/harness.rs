@@ -103,6 +103,26 @@ impl Cluster {
         node.shutdown().await;
     }
 
+    /// Stops a node without waiting for anything that is under way.
+    pub async fn stop_at_once(&mut self, number: usize) {
+        let node = self.members[number].node.take().expect("it runs");
+        node.shutdown_within(Duration::ZERO).await;
+    }
+
+    /// Starts all nodes, none of which runs, at the same time: they wait for each other.
+    pub async fn start_all(&mut self) {
+        let configs: Vec<NodeConfig> = self
+            .members
+            .iter()
+            .map(|member| self.config(&member.directory, &member.name, &member.peer_address))
+            .collect();
+        let opening = futures_util::future::join_all(configs.into_iter().map(Node::open));
+        let opened = tokio::time::timeout(PATIENCE, opening).await.expect("they start in time");
+        for (member, node) in self.members.iter_mut().zip(opened) {
+            member.node = Some(node.unwrap());
+        }
+    }
+
     /// Starts a node that was stopped.
     pub async fn start(&mut self, number: usize) {
         let member = &self.members[number];

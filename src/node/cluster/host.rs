@@ -153,7 +153,9 @@ impl Node {
             Question::Explain(group) => Ok(Answer::Explained(self.explain_here(GroupId(group)).await?)),
             Question::Watch(words) => self.watch_for_other(words).await,
             Question::Compare(question) => Ok(Answer::Compared(self.compare_here(question).await?)),
-            Question::Settings(group) => Ok(Answer::Settings(self.settings_here(GroupId(group))?)),
+            Question::Settings(At { group, index }) => {
+                Ok(Answer::Settings(self.settings_here(GroupId(group), Index(index)).await?))
+            }
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))

@@ -66,15 +66,15 @@ pub enum Question {
     /// You lead this group: where do our replicas' ways part?
     #[prost(message, tag = "13")]
     Compare(Compare),
-    /// What was settled for the machine of this group, as your replica knows?
-    #[prost(uint64, tag = "16")]
-    Settings(u64),
     /// What comes next of a watch of a machine of which the asker has no replica?
     #[prost(message, tag = "14")]
     Watch(WatchWords),
     /// Which leases has a machine of which the asker has no replica?
     #[prost(message, tag = "15")]
     Leases(LeasesWords),
+    /// What is settled for the machine of this group when your replica has come to this index?
+    #[prost(message, tag = "16")]
+    Settings(At),
 }
 
 /// See [`Question::Leases`].
