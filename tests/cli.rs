@@ -20,6 +20,8 @@ mod refusals;
 mod sessions;
 #[path = "cli/settings.rs"]
 mod settings;
+#[path = "cli/soak.rs"]
+mod soak;
 #[path = "../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "the tests inside the crate use the rest of it")]
 mod text;

@@ -5,7 +5,7 @@
 //! data, one object of an error.
 //!
 //! # Layout
-//! - `serve`, `dev`: run a node; `running`: what both have in common
+//! - `serve`, `dev`: run a node; `soak`: run a cluster under churn; `running`: what nodes have in common
 //! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `lease`, `session`, `watch`, `status`: talk to
 //!   one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
@@ -31,6 +31,7 @@ mod running;
 mod serve;
 mod session;
 mod settings;
+mod soak;
 mod status;
 mod telemetry;
 mod watch;
@@ -133,6 +134,7 @@ enum Command {
     Watch(watch::Watch),
     Lease(lease::Lease),
     Status(status::Status),
+    Soak(soak::Soak),
     Completions(completions::Completions),
     #[command(hide = true)]
     CompileModule(compile_module::CompileModule),
@@ -191,7 +193,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 impl Command {
     fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
-        let serves = matches!(self, Command::Serve(_) | Command::Dev(_));
+        let serves = matches!(self, Command::Serve(_) | Command::Dev(_) | Command::Soak(_));
         match self {
             Command::CompileModule(command) => return Ok(command.run()),
             Command::Completions(command) => return command.run(),
@@ -212,7 +214,12 @@ impl Command {
         if let Command::Serve(command) = self {
             return command.run(global).await;
         }
-        let default = if matches!(self, Command::Dev(_)) { "info" } else { "warn" };
+        let default = match self {
+            Command::Dev(_) => "info",
+            // Its nodes go down and come back all the time: what they warn of is what is done to them.
+            Command::Soak(_) => "error",
+            _ => "warn",
+        };
         let _export = telemetry::start(global, default, None)?;
         match self {
             Command::Dev(command) => return command.run(global).await,
@@ -226,6 +233,7 @@ impl Command {
             Command::Session(command) => command.run(global).await?,
             Command::Watch(command) => command.run(global).await?,
             Command::Status(command) => command.run(global).await?,
+            Command::Soak(command) => return command.run(global).await,
             Command::Serve(_) | Command::Completions(_) | Command::CompileModule(_) => {
                 unreachable!("they have returned")
             }

@@ -65,6 +65,18 @@ impl Node {
         applied
     }
 
+    /// Sends a command that is done only if this node leads the machine: it is neither passed on nor held.
+    ///
+    /// # Errors
+    /// `NotLeader`, with the node that leads if that is known here: it was not done. Else as of
+    /// [`apply`](Node::apply).
+    pub async fn apply_as_leader(&self, machine: &str, command: Bytes) -> Result<Applied, Error> {
+        let _inside = self.enter()?;
+        let found = self.find_ready(machine).await?;
+        found.serving()?;
+        self.propose_here(found.record.group(), Operation::command(command)).await
+    }
+
     /// Asks a machine a question.
     ///
     /// # Errors
