@@ -1,5 +1,6 @@
 //! Real processes prove the cluster: three of the program under test, under load, killed, stopped, cut off,
-//! restarted and damaged, with what clients were told checked for linearizability.
+//! restarted and damaged, with what clients were told checked for linearizability, what watchers saw against
+//! the history, and who wrote under a lock against who had it.
 //!
 //!     CLUSTER_CYCLES=1000 CLUSTER_SEED=7 cargo test --release --test lockstep cycles
 //!
@@ -22,6 +23,8 @@ mod history;
 mod links;
 #[path = "lockstep/load.rs"]
 mod load;
+#[path = "lockstep/observers.rs"]
+mod observers;
 #[path = "cli/process.rs"]
 #[allow(dead_code, reason = "the tests of the command line use more of it")]
 mod process;
@@ -41,6 +44,7 @@ use cluster::{Cluster, MACHINE, NODES};
 use faults::{Fault, go_on};
 use links::Cut;
 use load::Load;
+use observers::Observers;
 use process::{program, run_with};
 use sessions::Counters;
 use statehouse::id::Index;
@@ -82,6 +86,7 @@ async fn cycles_of_faults_lose_nothing_and_every_history_is_linearizable() {
     let mut cluster = Cluster::start().await;
     let (mut come, mut met) = (Vec::new(), BTreeMap::new());
     let mut loads = Vec::new();
+    let observers = Observers::start(&cluster, &mut chance).await;
     for cycle in 0..cycles {
         let begun = Instant::now();
         // All faults in turn, each time in another order.
@@ -99,7 +104,9 @@ async fn cycles_of_faults_lose_nothing_and_every_history_is_linearizable() {
             eprintln!("cycle {cycle}: {fault:?} in {:.1} s", begun.elapsed().as_secs_f64());
         }
         load.end().await;
+        let resting = observers.rest().await;
         cluster.together().await;
+        drop(resting);
         load.read_everywhere(&cluster).await;
         if let Err(why) = load.recorder.check() {
             panic!("cycle {cycle} with {faults:?}: {why}");
@@ -112,6 +119,9 @@ async fn cycles_of_faults_lose_nothing_and_every_history_is_linearizable() {
         );
         loads.push(load);
     }
+    let (revisions, written, refused) = observers.end(&cluster).await;
+    eprintln!("{revisions} events seen by each watcher; {written} writes under the lock, {refused} refused");
+    assert!(written > 0 && refused > 0, "the lock was always, or never, there for its holder");
     // What was written in one cycle must have outlived all faults of those after it.
     for (cycle, load) in loads.iter().enumerate() {
         load.read_everywhere(&cluster).await;
