@@ -4,9 +4,13 @@
 //! proposed, so asking too early or twice does no harm. When very many end together they go in operations of
 //! bounded size, the next as soon as the one before is applied: commands get in between.
 //!
+//! What was once seen to hold no lease is not looked at again while this node leads: a machine's clock never
+//! goes back, so a state without leases to be looked at before its own time is followed by none that has
+//! some.
+//!
 //! Must never let a machine whose guest is slow hold up the ends of other machines' leases.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,21 +33,38 @@ const SEARCH_LOOKS: u32 = 3;
 /// Leases whose end one operation proposes: each is an input of its guest.
 const EXPIRE_MAX: usize = 1_000;
 
-/// The groups whose leases are being ended.
-type Busy = Arc<Mutex<HashSet<GroupId>>>;
+/// What is known of machines with leases.
+type Known = Arc<Mutex<HashMap<GroupId, Looked>>>;
+
+/// What is known of one.
+#[derive(Clone, Copy, Default)]
+struct Looked {
+    /// Whether its leases are being ended.
+    busy: bool,
+    /// None of its leases is to be looked at before this time.
+    none_before_ms: u64,
+}
+
+/// Leases that are due.
+struct Due {
+    ids: Vec<u64>,
+    /// When the last of them was: the others that there are come after it.
+    last_ms: u64,
+    /// If there are none: none is, or will be, to be looked at before this time.
+    none_before_ms: u64,
+}
 
 impl Node {
     /// Ends leases whose time is over, until it is cut off.
     pub(super) async fn end_leases(self) {
-        let busy = Busy::default();
+        let known = Known::default();
         loop {
             let machines = self.inner.registry.all();
             let leasing: Vec<_> = machines.iter().filter(|machine| has_leases(machine)).cloned().collect();
+            let groups: Vec<GroupId> = leasing.iter().map(|machine| machine.record.group()).collect();
+            known.lock().retain(|group, looked| looked.busy || groups.contains(group));
             for _ in 0..SEARCH_LOOKS {
-                for machine in leasing.iter().filter(|machine| !busy.lock().contains(&machine.record.group()))
-                {
-                    self.end_leases_of(machine, &busy);
-                }
+                leasing.iter().for_each(|machine| self.end_leases_of(machine, &known));
                 tokio::time::sleep(LOOK_INTERVAL).await;
                 if leasing.is_empty() {
                     // An idle node wakes as seldom as it can.
@@ -54,50 +75,68 @@ impl Node {
         }
     }
 
-    /// Begins to end the leases of a machine that are due, if there are any.
-    fn end_leases_of(&self, machine: &Arc<Machine>, busy: &Busy) {
-        let due = match self.due_leases(machine) {
-            Ok(due) if due.is_empty() => return,
-            Ok(due) => due,
+    /// Begins to end the leases of a machine that are due, if there are any and it has not begun already.
+    fn end_leases_of(&self, machine: &Arc<Machine>, known: &Known) {
+        let group = machine.record.group();
+        let looked = *known.lock().entry(group).or_default();
+        if looked.busy {
+            return;
+        }
+        let due = match self.due_leases(machine, looked.none_before_ms) {
+            Ok(Some(due)) => due,
+            Ok(None) => {
+                // When it leads again, its state may have been replaced.
+                known.lock().remove(&group);
+                return;
+            }
             Err(fault) => return self.inner.stage.fail(fault),
         };
-        let (node, machine, busy) = (self.clone(), machine.clone(), busy.clone());
-        busy.lock().insert(machine.record.group());
+        if due.ids.is_empty() {
+            known.lock().insert(group, Looked { busy: false, none_before_ms: due.none_before_ms });
+            return;
+        }
+        known.lock().insert(group, Looked { busy: true, ..looked });
+        let (node, machine, known) = (self.clone(), machine.clone(), known.clone());
         // It ends by itself, at the latest when the node stops.
         drop(self.spawn(async move {
-            let group = machine.record.group();
             match node.end_due(&machine, due).await {
                 Ok(()) => {}
                 Err(Error::Fault(fault)) => node.inner.stage.fail(fault),
                 // Whoever leads now sees to it, or this node in a moment.
                 Err(why) => tracing::debug!(%group, %why, "leases were not ended"),
             }
-            busy.lock().remove(&group);
+            known.lock().insert(group, looked);
         }));
     }
 
-    async fn end_due(&self, machine: &Machine, mut due: Vec<u64>) -> Result<(), Error> {
-        while !due.is_empty() {
-            let operation = Act::Expire(Expire { leases: due.clone() }).into();
+    /// Ends these leases and those that are due after them.
+    async fn end_due(&self, machine: &Machine, mut due: Due) -> Result<(), Error> {
+        while !due.ids.is_empty() {
+            let Due { ids, last_ms, .. } = due;
+            let operation = Act::Expire(Expire { leases: ids.clone() }).into();
             self.propose_here(machine.record.group(), operation).await?;
-            let next = self.due_leases(machine)?;
-            // The clock of the log may be a moment behind the one that found them.
-            if next == due {
-                return Ok(());
-            }
-            due = next;
+            due = match self.due_leases(machine, last_ms)? {
+                // The clock of the log may be a moment behind the one that found them.
+                Some(next) if next.ids != ids => next,
+                _ => return Ok(()),
+            };
         }
         Ok(())
     }
 
-    /// The leases of a machine that are to be looked at now; none if another node leads it.
-    fn due_leases(&self, machine: &Machine) -> Result<Vec<u64>, Fault> {
-        let Ok(parts) = machine.serving() else { return Ok(Vec::new()) };
+    /// The leases of a machine that are to be looked at now; nothing if another node leads it.
+    fn due_leases(&self, machine: &Machine, none_before_ms: u64) -> Result<Option<Due>, Fault> {
+        let Ok(parts) = machine.serving() else { return Ok(None) };
         if parts.lane.role().is_none_or(|role| role.role != Role::Leader) {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let published = parts.lane.published();
-        lease::due(&*published.view, published.time_ms(&self.inner.stage.clock), EXPIRE_MAX)
+        let (view, now_ms) = (&*published.view, published.time_ms(&self.inner.stage.clock));
+        let ids = lease::due_since(view, none_before_ms, now_ms, EXPIRE_MAX)?;
+        let last = ids.last().map(|&id| lease::find_in(view, id)).transpose()?.flatten();
+        let last_ms = last.map_or(none_before_ms, |lease| lease.due_ms);
+        // By the log's own time: this node's clock may be ahead of the next stamp.
+        Ok(Some(Due { ids, last_ms, none_before_ms: published.head.time.0 }))
     }
 }
 
