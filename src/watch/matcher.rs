@@ -1,18 +1,47 @@
-//! Which watchers a key concerns: those of the key itself by hash, those of spans by an interval tree.
+//! Which watchers a key concerns: those of the key itself by hash, those of a prefix by the hash of as much
+//! of the key, those of other spans by an interval tree.
 //!
-//! Costs by the watchers that are found, and by the logarithm of the number of different spans; not by the
-//! number of watchers.
+//! Costs by the watchers that are found, by the number of different lengths of prefixes, which is bounded,
+//! and by the logarithm of the number of different other spans; not by the number of watchers.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
-use super::selection::KeySpan;
+use super::selection::{KeySpan, end_of_prefix};
 use super::spans::Spans;
+
+/// Different lengths of prefixes that are looked up by hash. Those of further lengths are in the tree.
+const PREFIX_LENGTHS_MAX: usize = 8;
 
 /// Watchers by what they watch. Each has a number, given out in rising order.
 pub struct Matcher<T> {
-    keys: HashMap<Box<[u8]>, Watching<T>, Seeded>,
+    keys: ByBytes<T>,
+    /// By their length, in the order in which the lengths came.
+    prefixes: Vec<(usize, ByBytes<T>)>,
     spans: Spans<T>,
+    seed: u64,
+}
+
+type ByBytes<T> = HashMap<Box<[u8]>, Watching<T>, Seeded>;
+
+fn insert_into<T>(all: &mut ByBytes<T>, bytes: &[u8], number: u64, watcher: T) {
+    match all.get_mut(bytes) {
+        Some(watching) => watching.insert(number, watcher),
+        None => {
+            let mut watching = Watching::default();
+            watching.insert(number, watcher);
+            all.insert(bytes.into(), watching);
+        }
+    }
+}
+
+fn remove_from<T>(all: &mut ByBytes<T>, bytes: &[u8], number: u64) -> Option<T> {
+    let watching = all.get_mut(bytes)?;
+    let removed = watching.remove(number);
+    if watching.is_empty() {
+        all.remove(bytes);
+    }
+    removed
 }
 
 /// Hashes keys so that nobody who does not know the seed can choose keys that collide.
@@ -62,37 +91,57 @@ impl<T> Watching<T> {
 impl<T> Matcher<T> {
     /// Without watchers. `seed` keeps keys that somebody chose from costing more than others.
     pub fn new(seed: u64) -> Matcher<T> {
-        Matcher { keys: HashMap::with_hasher(Seeded(seed)), spans: Spans::new(seed) }
+        let keys = HashMap::with_hasher(Seeded(seed));
+        Matcher { keys, prefixes: Vec::new(), spans: Spans::new(seed), seed }
     }
 
     /// Adds a watcher of `span`; in place of the one of this number, if that watched the same.
     pub fn insert(&mut self, span: &KeySpan, number: u64, watcher: T) {
         match span {
-            KeySpan::Key(key) => match self.keys.get_mut(&**key) {
-                Some(watching) => watching.insert(number, watcher),
-                None => {
-                    let mut watching = Watching::default();
-                    watching.insert(number, watcher);
-                    self.keys.insert((**key).into(), watching);
-                }
+            KeySpan::Key(key) => insert_into(&mut self.keys, key, number, watcher),
+            KeySpan::Range { start, end } => match self.prefixes_of_length(start, end.as_deref()) {
+                Some(prefixes) => insert_into(prefixes, start, number, watcher),
+                None => self.spans.insert(start, end.as_deref(), number, watcher),
             },
-            KeySpan::Range { start, end } => self.spans.insert(start, end.as_deref(), number, watcher),
         }
+    }
+
+    /// Where a span belongs if it is a prefix and there is room for its length.
+    fn prefixes_of_length(&mut self, start: &[u8], end: Option<&[u8]>) -> Option<&mut ByBytes<T>> {
+        if end_of_prefix(start).as_deref() != end {
+            return None;
+        }
+        let length = start.len();
+        let at = match self.prefixes.iter().position(|(known, _)| *known == length) {
+            Some(at) => at,
+            None if self.prefixes.len() < PREFIX_LENGTHS_MAX => {
+                self.prefixes.push((length, HashMap::with_hasher(Seeded(self.seed))));
+                self.prefixes.len() - 1
+            }
+            None => return None,
+        };
+        Some(&mut self.prefixes[at].1)
     }
 
     /// Takes out the watcher of this number and span.
     pub fn remove(&mut self, span: &KeySpan, number: u64) -> Option<T> {
         match span {
-            KeySpan::Key(key) => {
-                let watching = self.keys.get_mut(&**key)?;
-                let removed = watching.remove(number);
-                if watching.is_empty() {
-                    self.keys.remove(&**key);
-                }
-                removed
+            KeySpan::Key(key) => remove_from(&mut self.keys, key, number),
+            KeySpan::Range { start, end } => {
+                let is_prefix = end_of_prefix(start).as_deref() == end.as_deref();
+                let removed = if is_prefix { self.remove_prefix(start, number) } else { None };
+                removed.or_else(|| self.spans.remove(start, end.as_deref(), number))
             }
-            KeySpan::Range { start, end } => self.spans.remove(start, end.as_deref(), number),
         }
+    }
+
+    fn remove_prefix(&mut self, prefix: &[u8], number: u64) -> Option<T> {
+        let at = self.prefixes.iter().position(|(length, _)| *length == prefix.len())?;
+        let removed = remove_from(&mut self.prefixes[at].1, prefix, number);
+        if self.prefixes[at].1.is_empty() {
+            self.prefixes.swap_remove(at);
+        }
+        removed
     }
 
     /// Visits all that watch `key`.
@@ -100,18 +149,25 @@ impl<T> Matcher<T> {
         if let Some(watching) = self.keys.get(key) {
             watching.iter().for_each(&mut *visit);
         }
+        for (length, prefixes) in &self.prefixes {
+            if let Some(watching) = key.get(..*length).and_then(|prefix| prefixes.get(prefix)) {
+                watching.iter().for_each(&mut *visit);
+            }
+        }
         self.spans.visit(key, &mut |watching| watching.iter().for_each(&mut *visit));
     }
 
     /// Takes out all.
     pub fn clear(&mut self) {
         self.keys.clear();
+        self.prefixes.clear();
         self.spans.clear();
     }
 
     /// All watchers.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.keys.values().flat_map(Watching::iter).chain(self.spans.iter().flat_map(Watching::iter))
+        let prefixes = self.prefixes.iter().flat_map(|(_, prefixes)| prefixes.values());
+        self.keys.values().chain(prefixes).chain(self.spans.iter()).flat_map(Watching::iter)
     }
 }
 
@@ -125,12 +181,17 @@ mod tests {
         proptest::collection::vec(prop_oneof![Just(b'a'), Just(b'b'), Just(0), Just(0xff)], 0..4)
     }
 
+    /// Of more lengths than are looked up by hash.
+    fn prefix() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![key(), (0..12_usize).prop_map(|length| vec![b'a'; length])]
+    }
+
     fn span() -> impl Strategy<Value = KeySpan> {
         let range = (key(), key())
             .prop_filter_map("empty", |(start, end)| KeySpan::range(start, Some(end.into())).ok());
         prop_oneof![
             key().prop_map(|key| KeySpan::key(key).unwrap()),
-            key().prop_map(|prefix| KeySpan::prefix(prefix).unwrap()),
+            prefix().prop_map(|prefix| KeySpan::prefix(prefix).unwrap()),
             key().prop_map(|start| KeySpan::range(start, None).unwrap()),
             range,
         ]
@@ -142,7 +203,9 @@ mod tests {
         fn the_same_watchers_are_found_as_by_asking_each_of_them(
             seed in any::<u64>(),
             steps in proptest::collection::vec(
-                (proptest::option::weighted(0.6, span()), any::<proptest::sample::Index>(), key()), 1..120),
+                (proptest::option::weighted(0.6, span()), any::<proptest::sample::Index>(), prefix()),
+                1..120,
+            ),
         ) {
             let mut matcher = Matcher::new(seed);
             let mut all: Vec<(u64, KeySpan)> = Vec::new();

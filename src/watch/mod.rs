@@ -16,7 +16,8 @@
 //!
 //! # Layout
 //! - [`selection`]: which events a watch is about
-//! - `matcher`: which watchers a key concerns; `spans`: those that watch more than a key
+//! - `matcher`: which watchers a key concerns; `spans`: those that watch neither a key nor a
+//!   prefix
 //! - [`hub`]: the watchers of one machine that keep up; `seat`: what is queued for one of them
 //! - [`watcher`]: one watcher, from its first revision on
 //! - `budget`: what all queues of a node may take together

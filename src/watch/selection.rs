@@ -37,15 +37,7 @@ impl KeySpan {
     /// `TooLarge`: no key can be so long.
     pub fn prefix(prefix: impl Into<Bytes>) -> Result<KeySpan, Error> {
         let start = checked("prefix", prefix.into())?;
-        let mut end = start.to_vec();
-        // The first key without it: the last byte that can be counted up is, and those behind it go.
-        while let Some(last) = end.pop() {
-            if last < u8::MAX {
-                end.push(last + 1);
-                break;
-            }
-        }
-        let end = (!end.is_empty()).then(|| end.into());
+        let end = end_of_prefix(&start).map(Bytes::from);
         Ok(KeySpan::Range { start, end })
     }
 
@@ -80,6 +72,19 @@ impl KeySpan {
             KeySpan::Range { start, end } => **start <= *key && end.as_ref().is_none_or(|end| *key < **end),
         }
     }
+}
+
+/// The first key past those that begin with `prefix`: the last byte that can be counted up is, and those
+/// behind it go. `None`: there is no such key.
+pub(super) fn end_of_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return Some(end);
+        }
+    }
+    None
 }
 
 fn checked(what: &str, key: Bytes) -> Result<Bytes, Error> {
