@@ -4,22 +4,23 @@
 //! Both sides start from an empty machine and write to memory; the WebAssembly side makes its instance, runs
 //! the heart and computes the hash chain, the native side only runs the kv code over its own map.
 
+#[path = "kv/mod.rs"]
+mod kv;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use statehouse::id::{Digest, Index};
+use statehouse::id::Index;
 use statehouse::machine::apply;
 use statehouse::machine::batch::{Batch, Head, Operation};
 use statehouse::machine::guest::Guest;
 use statehouse::machine::view::MemoryView;
-use statehouse::wasm::{Compiler, Engine, EngineSettings, GuestSettings, Limits, Module, inspect};
+use statehouse::wasm::GuestSettings;
 use statehouse_kv::memory::Memory;
 use statehouse_kv::messages::PutRequest;
 use statehouse_kv::{Call, Input, Moment};
-
-const KV: &[u8] = include_bytes!("../guests/kv/kv.component.wasm");
 
 fn puts(count: usize) -> Vec<Bytes> {
     let put = |number: usize| {
@@ -35,17 +36,10 @@ fn at(revision: u64) -> Moment {
 
 /// The kv machine, created and otherwise empty.
 fn created() -> (Head, Arc<MemoryView>, Box<dyn Guest>) {
-    let engine = Engine::new(EngineSettings::default()).expect("the engine starts");
-    let inspected =
-        inspect(KV, &Limits::default(), &Compiler::InProcess).expect("the built-in component is sound");
-    let compiled = Compiler::InProcess.compile(&inspected.component).expect("it compiles");
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(file.path(), compiled).expect("the artefact is written");
-    let module = Module::load(&engine, file.path(), inspected.world).expect("it loads");
-    let mut guest = module.guest([0; 32], GuestSettings::default());
+    let mut guest = kv::module().guest([0; 32], GuestSettings::default());
     let create = Batch {
         time_ms: 1,
-        operations: vec![Operation::create(Digest::of(KV), Bytes::new())],
+        operations: vec![Operation::create(kv::digest(), Bytes::new())],
         begins_term: false,
     };
     let view = Arc::new(MemoryView::default());

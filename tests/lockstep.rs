@@ -46,7 +46,7 @@ use links::Cut;
 use load::Load;
 use observers::Observers;
 use process::{program, run_with};
-use sessions::Counters;
+use sessions::{Askers, Counters};
 use statehouse::id::Index;
 use statehouse::node::request::Consistency;
 use statehouse_kv::Call;
@@ -193,6 +193,32 @@ async fn a_counter_is_what_its_sessions_were_told_whatever_befalls_the_nodes() {
     assert!(counters.repeated() > 0, "no command met a fault");
     assert_eq!(sessions::counted(&cluster).await, acknowledged);
     load.recorder.check().unwrap_or_else(|why| panic!("{why}"));
+}
+
+/// The leader dies while a follower has commands under way to it: the follower sends those of sessions again
+/// by itself, and they count once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_sends_a_sessions_command_again_by_itself_and_it_counts_once() {
+    const ROUNDS_MAX: usize = 5;
+    let _alone = alone().await;
+    let (mut cluster, mut acknowledged) = (Cluster::start().await, 0);
+    for _ in 0..ROUNDS_MAX {
+        let leader = cluster.leader().await;
+        let asked = (leader + 1) % NODES;
+        let askers = Askers::start(&cluster, asked);
+        askers.go_on().await;
+        cluster.kill(&[leader]);
+        askers.go_on().await;
+        acknowledged += askers.end().await;
+        let sent_again = sessions::sent_again_by(&cluster, asked);
+        cluster.begin(&[leader]);
+        cluster.together().await;
+        assert_eq!(sessions::counted(&cluster).await, acknowledged);
+        if sent_again > 0 {
+            return;
+        }
+    }
+    panic!("no command was under way to a leader that was killed");
 }
 
 /// An hour, in seconds.

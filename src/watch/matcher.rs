@@ -5,7 +5,8 @@
 //! and by the logarithm of the number of different other spans; not by the number of watchers.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, DefaultHasher, Hasher};
+
+use foldhash::quality::FixedState;
 
 use super::selection::{KeySpan, end_of_prefix};
 use super::spans::Spans;
@@ -22,7 +23,8 @@ pub struct Matcher<T> {
     seed: u64,
 }
 
-type ByBytes<T> = HashMap<Box<[u8]>, Watching<T>, Seeded>;
+/// Hashed with a seed, so that nobody who does not know it can choose keys that collide.
+type ByBytes<T> = HashMap<Box<[u8]>, Watching<T>, FixedState>;
 
 fn insert_into<T>(all: &mut ByBytes<T>, bytes: &[u8], number: u64, watcher: T) {
     match all.get_mut(bytes) {
@@ -42,19 +44,6 @@ fn remove_from<T>(all: &mut ByBytes<T>, bytes: &[u8], number: u64) -> Option<T> 
         all.remove(bytes);
     }
     removed
-}
-
-/// Hashes keys so that nobody who does not know the seed can choose keys that collide.
-struct Seeded(u64);
-
-impl BuildHasher for Seeded {
-    type Hasher = DefaultHasher;
-
-    fn build_hasher(&self) -> DefaultHasher {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.0);
-        hasher
-    }
 }
 
 /// Those that watch the same, in the order of their numbers.
@@ -91,7 +80,7 @@ impl<T> Watching<T> {
 impl<T> Matcher<T> {
     /// Without watchers. `seed` keeps keys that somebody chose from costing more than others.
     pub fn new(seed: u64) -> Matcher<T> {
-        let keys = HashMap::with_hasher(Seeded(seed));
+        let keys = HashMap::with_hasher(FixedState::with_seed(seed));
         Matcher { keys, prefixes: Vec::new(), spans: Spans::new(seed), seed }
     }
 
@@ -115,7 +104,7 @@ impl<T> Matcher<T> {
         let at = match self.prefixes.iter().position(|(known, _)| *known == length) {
             Some(at) => at,
             None if self.prefixes.len() < PREFIX_LENGTHS_MAX => {
-                self.prefixes.push((length, HashMap::with_hasher(Seeded(self.seed))));
+                self.prefixes.push((length, HashMap::with_hasher(FixedState::with_seed(self.seed))));
                 self.prefixes.len() - 1
             }
             None => return None,

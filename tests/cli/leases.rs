@@ -127,3 +127,17 @@ fn leases_that_cannot_be_are_refused_with_what_can() {
     node.run(["lease", "grant", "--machine", "none"]).failed(1, &["none"]);
     node.run(["lease", "show", "1000", "--machine", "kv"]).failed(1, &["no lease 1000"]);
 }
+
+#[test]
+fn one_lease_too_many_is_refused_with_the_limit_and_what_it_is_called() {
+    let directory = directory();
+    let node = node_with_kv(&directory);
+    node.run(["machine", "set", "kv", "leases_max=2"]).ok();
+    let first = node.run(["lease", "grant", "--ttl", "1h"]).ok().to_string();
+    node.run(["lease", "grant", "--ttl", "1h"]).ok();
+    node.run(["lease", "grant", "--ttl", "1h"]).failed(1, &["2 leases", "leases_max"]);
+    // A key's own time to live is a lease too.
+    assert_eq!(node.run(["kv", "put", "k", "v", "--ttl", "1h"]).code, 1);
+    assert_eq!(node.run(["lease", "revoke", &first]).code, 0);
+    node.run(["lease", "grant", "--ttl", "1h"]).ok();
+}

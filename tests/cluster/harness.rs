@@ -103,12 +103,6 @@ impl Cluster {
         node.shutdown().await;
     }
 
-    /// Stops a node without waiting for anything that is under way.
-    pub async fn stop_at_once(&mut self, number: usize) {
-        let node = self.members[number].node.take().expect("it runs");
-        node.shutdown_within(Duration::ZERO).await;
-    }
-
     /// Starts all nodes, none of which runs, at the same time: they wait for each other.
     pub async fn start_all(&mut self) {
         let configs: Vec<NodeConfig> = self

@@ -35,6 +35,7 @@ pub const MACHINE: &str = "kv";
 
 const CLIENT_PORT: u16 = 7070;
 const PEER_PORT: u16 = 7071;
+const HTTP_PORT: u16 = 7072;
 
 /// Numbers the clusters of this process: each has addresses of its own.
 static CLUSTERS: AtomicUsize = AtomicUsize::new(0);
@@ -176,6 +177,7 @@ impl Cluster {
         command.args(["serve", "--json", "--name", &member.name, "--advertise", &member.advertised]);
         command.args(["--client", &self.address(node)]);
         command.args(["--peer", &format!("{}:{PEER_PORT}", member.host)]);
+        command.args(["--http", &format!("{}:{HTTP_PORT}", member.host)]);
         command.arg("--data-dir").arg(&member.data);
         if node == 0 && member.id.is_none() {
             command.arg("--bootstrap");

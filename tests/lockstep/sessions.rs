@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use statehouse::Client;
 use statehouse::client::{Session, SessionOptions};
+use statehouse::machine::batch::Numbered;
 use statehouse::machine::outcome::Outcome;
 use statehouse::node::request::Consistency;
 use statehouse_kv::Call;
@@ -17,6 +19,9 @@ use super::cluster::{Cluster, MACHINE, PATIENCE};
 /// Sessions, and the commands that each has under way.
 const SESSIONS: usize = 4;
 const UNDER_WAY: usize = 4;
+
+/// Clients of one node, with one command at a time each.
+const ASKERS: usize = 16;
 
 /// Commands that must be acknowledged after a fault.
 const COMMANDS: u64 = 50;
@@ -56,11 +61,7 @@ impl Counters {
 
     /// Waits until more commands are acknowledged.
     pub async fn go_on(&self) {
-        let (begun, before) = (Instant::now(), self.acknowledged.load(Ordering::SeqCst));
-        while self.acknowledged.load(Ordering::SeqCst) < before + COMMANDS {
-            assert!(begun.elapsed() < PATIENCE, "the counting does not go on");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        go_on(&self.acknowledged).await;
     }
 
     /// How often commands were sent again.
@@ -75,6 +76,14 @@ impl Counters {
             client.await.expect("no command ends without its outcome");
         }
         self.acknowledged.load(Ordering::SeqCst)
+    }
+}
+
+async fn go_on(acknowledged: &AtomicU64) {
+    let (begun, before) = (Instant::now(), acknowledged.load(Ordering::SeqCst));
+    while acknowledged.load(Ordering::SeqCst) < before + COMMANDS {
+        assert!(begun.elapsed() < PATIENCE, "the counting does not go on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -94,4 +103,60 @@ pub async fn counted(cluster: &Cluster) -> u64 {
         cluster.client().query(MACHINE, range, Consistency::Linearizable).await.expect("well again");
     let found = RangeRequest::answer(&answered.outcome.expect("a range")).expect("an answer");
     found.kvs.first().map_or(0, |kv| kv.version as u64)
+}
+
+/// Commands of sessions that one node is asked for, each sent once: what comes of the leader is for the node
+/// to see to.
+pub struct Askers {
+    acknowledged: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    askers: Vec<JoinHandle<()>>,
+}
+
+impl Askers {
+    pub fn start(cluster: &Cluster, node: usize) -> Askers {
+        let mut askers = Askers { acknowledged: Arc::default(), stop: Arc::default(), askers: Vec::new() };
+        let client = cluster.client_of(node).with_timeout(PATIENCE);
+        for _ in 0..ASKERS {
+            let (client, acknowledged) = (client.clone(), askers.acknowledged.clone());
+            askers.askers.push(tokio::spawn(ask(client, acknowledged, askers.stop.clone())));
+        }
+        askers
+    }
+
+    /// Waits until more commands are acknowledged.
+    pub async fn go_on(&self) {
+        go_on(&self.acknowledged).await;
+    }
+
+    /// Ends all, and says how many commands were acknowledged.
+    pub async fn end(self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        for asker in self.askers {
+            asker.await.expect("the node sees to it that each command is done");
+        }
+        self.acknowledged.load(Ordering::SeqCst)
+    }
+}
+
+async fn ask(client: Client, acknowledged: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+    let put = PutRequest { key: KEY.into(), value: b"x".to_vec(), ..Default::default() }.to_envelope();
+    let session = client.open_session(MACHINE, 2 * PATIENCE).await.expect("all is well").session;
+    for number in 1.. {
+        if stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let place = Numbered { session, number, acknowledged: number - 1 };
+        let applied = client.apply_numbered(MACHINE, put.clone(), place).await;
+        let applied = applied.expect("the node sees to it that it is done");
+        assert!(matches!(applied.outcome, Outcome::Ok(_)), "{applied:?}");
+        acknowledged.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// How often a node has sent a session's command again by itself.
+pub fn sent_again_by(cluster: &Cluster, node: usize) -> u64 {
+    let (_, metrics) = cluster.process(node).page("/metrics");
+    let line = metrics.lines().find_map(|line| line.strip_prefix("statehouse_requests_repeated_total "));
+    line.expect("it is counted").parse().expect("a number")
 }
