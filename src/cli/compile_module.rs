@@ -1,8 +1,8 @@
 //! `statehouse compile-module`: what a node runs to compile a module in a process of its own. Not for people.
 
-use std::process::ExitCode;
-
 use clap::Args;
+
+use super::ExitCode;
 
 /// Compile a module, for a node's own use
 #[derive(Debug, Args)]

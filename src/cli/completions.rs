@@ -1,9 +1,9 @@
 //! `statehouse completions`: scripts that let a shell complete our commands.
 
-use std::process::ExitCode;
-
 use clap::Args;
 use clap_complete::Shell;
+
+use super::ExitCode;
 
 /// Print a script that lets a shell complete commands
 #[derive(Debug, Args)]

@@ -1,7 +1,6 @@
 //! `statehouse dev`: a node to try things with, and nothing to configure.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use bytes::Bytes;
 use clap::Args;
@@ -9,6 +8,7 @@ use futures_util::future;
 
 use super::running::{self, Service};
 use super::{Global, Usage, address, output};
+use crate::cli::ExitCode;
 use crate::config::{CLIENT_ADDRESS, ConfigFile, Listen};
 use crate::error::Error;
 

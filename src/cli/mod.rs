@@ -18,6 +18,7 @@ mod compile_module;
 mod completions;
 mod dev;
 mod duration;
+mod exit;
 mod explain;
 mod kv;
 mod lease;
@@ -39,11 +40,11 @@ mod watch;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::ErrorKind;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub use self::exit::ExitCode;
 use crate::client::Client;
 use crate::config::{CLIENT_ADDRESS, check_address};
 use crate::proto::status as wire_status;

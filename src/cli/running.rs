@@ -1,7 +1,6 @@
 //! What `serve` and `dev` have in common: a node behind its sockets, from opening to the end.
 
 use std::net::SocketAddr;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Usage;
 use crate::api::{Addresses, Running, Server};
+use crate::cli::ExitCode;
 use crate::client::Client;
 use crate::config::{ConfigFile, Listen};
 use crate::error::{Error, Fault};

@@ -1,7 +1,6 @@
 //! `statehouse serve`: runs a node.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
@@ -10,6 +9,7 @@ use serde_json::json;
 use super::running::{self, Service};
 use super::telemetry::Collector;
 use super::{Global, Usage, address, output, telemetry};
+use crate::cli::ExitCode;
 use crate::config::{self, ConfigFile, Listen};
 
 /// Run a node

@@ -181,7 +181,11 @@ impl Node {
             return Ok(());
         }
         let patience = Duration::from_millis(self.inner.config.read_wait_ms);
-        match tokio::time::timeout(patience, lane.wait_applied(index)).await {
+        let reached = tokio::select! {
+            reached = tokio::time::timeout(patience, lane.wait_applied(index)) => reached,
+            fault = self.failed() => return Err(Error::Fault(fault)),
+        };
+        match reached {
             Ok(reached) => reached,
             Err(_) => Err(Error::DeadlineExceeded(format!(
                 "index {index} was not applied here within {} ms; this replica stands at {}: try again or \

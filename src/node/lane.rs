@@ -196,15 +196,31 @@ impl Lane {
     }
 
     /// Waits until `index` is applied here.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` as soon as the machine is halted here: it will not get there.
     pub async fn wait_applied(&self, index: Index) -> Result<(), Error> {
         if self.published.load().head.index >= index {
             return Ok(());
         }
         let mut applied = self.applied.subscribe();
-        let reached = applied.wait_for(|applied| *applied >= index).await;
-        reached
-            .map(drop)
-            .map_err(|_| Error::Unavailable("the machine was closed on this node: try again".into()))
+        loop {
+            let told = applied.wait_for(|applied| *applied >= index || self.halted.load().is_some()).await;
+            match told.map(|applied| *applied >= index) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(_) => {
+                    let text = "the machine was closed on this node: try again";
+                    return Err(Error::Unavailable(text.into()));
+                }
+            }
+            // Unless a snapshot has taken the place of the state since.
+            if let Some(why) = self.halted() {
+                return Err(Error::FailedPrecondition(format!(
+                    "the machine is halted on this node, before index {index}: {why}"
+                )));
+            }
+        }
     }
 
     /// Stops serving this machine on this node, until a snapshot takes the place of its state.
@@ -238,6 +254,8 @@ impl Lane {
             Some(Halted { ended: true, .. }) => now.clone(),
             _ => halted.clone(),
         });
+        // Those who wait for an index look again.
+        self.applied.send_modify(|_| {});
     }
 
     /// How often a snapshot took the place of the state, for who waits for it or must forget what it knew.

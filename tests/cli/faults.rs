@@ -211,11 +211,15 @@ async fn a_flipped_byte_in_the_state_is_never_an_answer_and_ends_the_node_with_1
             }
         }
     }
+    let noticed = Instant::now();
     let error = failed.expect("the flipped byte was not noticed").to_string();
     // The node may come upon the damage by itself, and end while it is asked.
     assert!(error.contains("state database") || error.contains("connection"), "{error}");
     let (code, told) = node.end();
     assert_eq!(code, Some(1), "{told}");
+    // Nobody is left waiting for what cannot come.
+    assert!(!told.contains("requests are still under way"), "{told}");
+    assert!(noticed.elapsed() < Duration::from_secs(5), "it ended after {:?}", noticed.elapsed());
     assert!(told.contains("state database") && told.contains("orruption"), "{told}");
 }
 

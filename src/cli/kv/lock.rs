@@ -15,7 +15,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
@@ -29,6 +29,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{revision_of, span};
+use crate::cli::ExitCode;
 use crate::cli::lease::{PAUSE, RENEWALS};
 use crate::cli::{Global, duration, output};
 use crate::client::Client;

@@ -5,7 +5,6 @@ mod txn;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -16,6 +15,7 @@ use statehouse_kv::messages::{
 
 use super::query::Freshness;
 use super::{Global, Shown, duration, output};
+use crate::cli::ExitCode;
 use crate::machine::outcome::Outcome;
 
 /// Use a machine of the module `builtin:kv`: a store of keys with revisions, as etcd's

@@ -11,7 +11,6 @@ mod cluster;
 mod report;
 mod writers;
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,6 +22,7 @@ use self::cluster::Cluster;
 use self::report::Report;
 use self::writers::Writers;
 use super::{Global, Usage, output};
+use crate::cli::ExitCode;
 use crate::time::Clock;
 
 /// Run a cluster in this process under load and churn, and check that nothing is lost and no replica differs
