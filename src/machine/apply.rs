@@ -14,9 +14,9 @@ use super::chain;
 use super::frame::{Frame, LogLine};
 use super::guest::{Ending, Guest, Input, Instance};
 use super::lease::Tally;
-use super::outcome::{Context, HostCode, Outcome};
+use super::outcome::{Context, HostCode, Outcome, OutcomeAt};
 use super::overlay::{Overlay, Write};
-use super::session::{self, First, Turn};
+use super::session::{self, Turn};
 use super::settings::Settings;
 use super::settled::{self, Settled};
 use super::view::{Table, View};
@@ -27,7 +27,7 @@ use crate::id::{Digest, Index, LogTime, Revision};
 #[derive(Debug)]
 pub struct Applied {
     /// One for each operation, in order.
-    pub outcomes: Vec<First>,
+    pub outcomes: Vec<OutcomeAt>,
     /// The last write to each key, by table and key; without the head.
     pub writes: Vec<Write>,
     /// Where the machine stands now.
@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
                 Some(numbered) => self.numbered(operation, numbered)?,
                 None => {
                     let outcome = self.operation(operation)?;
-                    self.first(outcome)
+                    self.here(outcome)
                 }
             });
         }
@@ -210,22 +210,22 @@ impl<'a> Run<'a> {
     }
 
     /// What became of an operation, here and now.
-    fn first(&self, outcome: Outcome) -> First {
-        First { index: self.index, revision: self.revision, outcome }
+    fn here(&self, outcome: Outcome) -> OutcomeAt {
+        OutcomeAt { index: self.index, revision: self.revision, outcome }
     }
 
     /// A command of a session: applied once, however often it comes.
-    fn numbered(&mut self, operation: &Operation, numbered: &Numbered) -> Result<First, Abort<'a>> {
+    fn numbered(&mut self, operation: &Operation, numbered: &Numbered) -> Result<OutcomeAt, Abort<'a>> {
         if !self.lives(numbered.session)? {
-            return Ok(self.first(Outcome::Host(HostCode::UnknownSession)));
+            return Ok(self.here(Outcome::Host(HostCode::UnknownSession)));
         }
         let settings = self.settings;
         match session::turn(self.host_rows().0, numbered, &settings)? {
-            Turn::Refuse(code) => Ok(self.first(Outcome::Host(code))),
+            Turn::Refuse(code) => Ok(self.here(Outcome::Host(code))),
             Turn::Again(first) => Ok(first),
             Turn::Apply => {
                 let outcome = self.operation(operation)?;
-                let first = self.first(outcome);
+                let first = self.here(outcome);
                 // The command itself may have ended its session.
                 if self.lives(numbered.session)? {
                     session::keep(self.host_rows().0, numbered, &first);

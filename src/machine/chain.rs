@@ -5,13 +5,12 @@ use prost::Message;
 
 use super::batch::Head;
 use super::lease::Tally;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, OutcomeAt};
 use super::overlay::Write;
-use super::session::First;
 use crate::id::StateHash;
 
 /// The hash after a batch. `head` is the machine's head after it, with the hash from before it.
-pub fn next(head: &Head, outcomes: &[First], writes: &[Write]) -> StateHash {
+pub fn next(head: &Head, outcomes: &[OutcomeAt], writes: &[Write]) -> StateHash {
     let size: usize = writes.iter().map(|w| 16 + w.key.len() + w.value.as_ref().map_or(0, |v| v.len())).sum();
     let mut text = Text(Vec::with_capacity(128 + size + 32 * outcomes.len()));
     text.0.extend_from_slice(&head.hash.0);

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use prost::Message;
 
-use super::session::First;
 use crate::id::{Index, Revision};
 
 /// Where an input stands in the machine's history. The same on every replica.
@@ -103,6 +102,17 @@ impl From<Result<Bytes, Refusal>> for Outcome {
     }
 }
 
+/// What became of an operation, and where: what its client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutcomeAt {
+    /// The index of the batch it was applied in: a local read with this `min_index` sees it.
+    pub index: Index,
+    /// The machine's revision after it.
+    pub revision: Revision,
+    /// What the guest, or the host, answered.
+    pub outcome: Outcome,
+}
+
 /// An outcome with its place in the machine's history, as nodes keep it and tell each other.
 #[derive(Clone, PartialEq, Message)]
 pub struct OutcomeRow {
@@ -123,7 +133,7 @@ pub struct OutcomeRow {
 
 impl OutcomeRow {
     /// The row of an outcome.
-    pub fn of(first: &First) -> OutcomeRow {
+    pub fn of(first: &OutcomeAt) -> OutcomeRow {
         let (kind, bytes, code) = match &first.outcome {
             Outcome::Ok(bytes) => (0, bytes.clone(), 0),
             Outcome::Refused(Refusal { code, message }) => (1, Bytes::from(message.clone()), *code),
@@ -133,7 +143,7 @@ impl OutcomeRow {
     }
 
     /// What the row says; none if this version does not understand it.
-    pub fn outcome(self) -> Option<First> {
+    pub fn outcome(self) -> Option<OutcomeAt> {
         let outcome = match self.kind {
             0 => Outcome::Ok(self.bytes),
             1 => {
@@ -143,11 +153,11 @@ impl OutcomeRow {
             2 => Outcome::Host(HostCode::read(self.code)?),
             _ => return None,
         };
-        Some(First { index: Index(self.index), revision: Revision(self.revision), outcome })
+        Some(OutcomeAt { index: Index(self.index), revision: Revision(self.revision), outcome })
     }
 
     /// Reads a row.
-    pub fn read(row: &[u8]) -> Option<First> {
+    pub fn read(row: &[u8]) -> Option<OutcomeAt> {
         OutcomeRow::decode(row).ok()?.outcome()
     }
 }

@@ -18,12 +18,11 @@ use std::ops::ControlFlow;
 use prost::Message;
 
 use super::batch::Numbered;
-use super::outcome::{HostCode, Outcome, OutcomeRow};
+use super::outcome::{HostCode, OutcomeAt, OutcomeRow};
 use super::overlay::Overlay;
 use super::settings::{SESSION_WINDOW_MAX, Settings};
 use super::view::{Direction, Span, Table};
 use crate::error::{Fault, REPAIR};
-use crate::id::{Index, Revision};
 
 /// The stored form of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -33,24 +32,13 @@ struct Session {
     acknowledged: u64,
 }
 
-/// What became of a command, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct First {
-    /// Its batch.
-    pub index: Index,
-    /// The machine's revision after it.
-    pub revision: Revision,
-    /// What the client was told.
-    pub outcome: Outcome,
-}
-
 /// What is to be done with a numbered command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Turn {
     /// Apply it, then [`keep`] its outcome.
     Apply,
     /// It was applied before: this is what became of it.
-    Again(First),
+    Again(OutcomeAt),
     /// It is not applied.
     Refuse(HostCode),
 }
@@ -94,7 +82,7 @@ pub fn turn(overlay: &mut Overlay, numbered: &Numbered, settings: &Settings) -> 
 }
 
 /// Keeps what became of a command.
-pub fn keep(overlay: &mut Overlay, numbered: &Numbered, first: &First) {
+pub fn keep(overlay: &mut Overlay, numbered: &Numbered, first: &OutcomeAt) {
     let key = outcome_key(numbered.session, numbered.number);
     overlay.put(Table::Leases, key, Some(OutcomeRow::of(first).encode_to_vec().into()));
 }

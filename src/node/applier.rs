@@ -15,7 +15,6 @@ use super::history::LogHistory;
 use super::lane::{Lane, Placed, Published};
 use super::lockstep::{Contradiction, Lockstep, Memory};
 use super::order::{Order, Waiter};
-use super::request;
 use super::stage::Stage;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, Term};
@@ -24,10 +23,9 @@ use crate::machine::batch::{Act, Batch, Head, Verdict};
 use crate::machine::event;
 use crate::machine::frame::LogLevel;
 use crate::machine::guest::Guest;
-use crate::machine::outcome::{HostCode, Outcome};
+use crate::machine::outcome::{HostCode, Outcome, OutcomeAt};
 use crate::machine::overlay::Write;
 use crate::machine::resident::{Halt, Resident};
-use crate::machine::session::First;
 use crate::machine::settled;
 use crate::machine::view::{Table, View};
 use crate::raft::{Input, Role, SnapshotHead};
@@ -355,7 +353,7 @@ impl Applier {
         for waiter in placed.waiters.into_iter().flatten() {
             let (index, revision) = (self.head.index, self.head.revision);
             // Whoever asked may have gone away.
-            let _ = waiter.send(Ok(request::Applied { index, revision, outcome: Outcome::Ok(Bytes::new()) }));
+            let _ = waiter.send(Ok(OutcomeAt { index, revision, outcome: Outcome::Ok(Bytes::new()) }));
         }
     }
 
@@ -430,9 +428,8 @@ fn no_rows() -> impl Iterator<Item = (Table, &'static [u8], Option<&'static [u8]
 fn answer(waiters: Vec<Option<Waiter>>, applied: &Applied) {
     for (offset, waiter) in waiters.into_iter().enumerate() {
         let Some(waiter) = waiter else { continue };
-        let First { index, revision, outcome } = applied.outcomes[offset].clone();
         // A client that went away needs no answer.
-        let _ = waiter.send(Ok(request::Applied { index, revision, outcome }));
+        let _ = waiter.send(Ok(applied.outcomes[offset].clone()));
     }
 }
 

@@ -351,8 +351,8 @@ mod tests {
 
     use super::*;
     use crate::id::LogTime;
+    use crate::machine::outcome::OutcomeAt;
     use crate::machine::overlay::Write;
-    use crate::machine::session::First;
 
     fn write(table: Table, key: &str, value: Option<&str>) -> Write {
         let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
@@ -361,7 +361,7 @@ mod tests {
 
     fn applied(answers: &[&str], writes: Vec<Write>) -> Applied {
         let head = Head { time: LogTime(5), ..Head::default() };
-        let answer = |text: &&str| First {
+        let answer = |text: &&str| OutcomeAt {
             index: head.index,
             revision: head.revision,
             outcome: Outcome::Ok(Bytes::copy_from_slice(text.as_bytes())),

@@ -266,7 +266,7 @@ pub fn beacon(head: &Head) -> Operation {
 mod tests {
     use super::*;
     use crate::id::Revision;
-    use crate::machine::session::First;
+    use crate::machine::outcome::OutcomeAt;
     use crate::machine::view::Table;
 
     fn head(index: u64, hash: u8) -> Head {
@@ -374,7 +374,10 @@ mod tests {
         let none = cost(&Bytes::new(), &with(vec![], vec![]));
         let answer = cost(
             &Bytes::new(),
-            &with(vec![First { index: Index(1), revision: Revision(1), outcome: Outcome::Ok(long) }], vec![]),
+            &with(
+                vec![OutcomeAt { index: Index(1), revision: Revision(1), outcome: Outcome::Ok(long) }],
+                vec![],
+            ),
         );
         let row = cost(&Bytes::new(), &with(vec![], vec![write]));
         assert_eq!((none, answer, row), (BATCH_BYTES, answer, answer + 1));

@@ -10,7 +10,9 @@ pub use super::explanation::{Difference, Explanation, OperationInfo, Side};
 use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::event::EventKind;
-use crate::machine::outcome::{Outcome, Refusal};
+/// What became of a command.
+pub use crate::machine::outcome::OutcomeAt as Applied;
+use crate::machine::outcome::Refusal;
 use crate::machine::settings::Settings;
 pub use crate::watch::{KeySpan, Selection};
 
@@ -27,17 +29,6 @@ pub enum Consistency {
         /// Wait until this index is applied; 0 does not wait.
         min_index: Index,
     },
-}
-
-/// What became of a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// The index of the batch it was applied in: a `Local` read with this `min_index` sees it.
-    pub index: Index,
-    /// The machine's revision after it.
-    pub revision: Revision,
-    /// What the guest, or the host, answered.
-    pub outcome: Outcome,
 }
 
 /// A session that was opened.

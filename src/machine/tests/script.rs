@@ -31,9 +31,8 @@ use crate::machine::event::{self, Event, EventKind};
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Guest, QueryView};
 use crate::machine::lease::{Lease, Tally};
-use crate::machine::outcome::{HostCode, Outcome, OutcomeRow};
+use crate::machine::outcome::{HostCode, Outcome, OutcomeAt, OutcomeRow};
 use crate::machine::resident::{Halt, History, Reader, Resident, Saved};
-use crate::machine::session::First;
 use crate::machine::settings::Settings;
 use crate::machine::settled::{self, Settled};
 use crate::machine::view::{MemoryView, Table};
@@ -409,7 +408,7 @@ fn line(out: &mut String, text: impl AsRef<str>) {
 }
 
 fn print_applied(out: &mut String, applied: &Applied, instances: u32) {
-    for First { index, revision, outcome } in &applied.outcomes {
+    for OutcomeAt { index, revision, outcome } in &applied.outcomes {
         let before = if *index == applied.head.index { String::new() } else { format!(" of index {index}") };
         line(out, format!("{} @{revision}{before}", outcome_text(outcome)));
     }
@@ -516,7 +515,7 @@ fn lease_text(key: &[u8], value: Option<&[u8]>) -> String {
         (b's', Some(value)) => format!("session {} acknowledged {}", number(1), value.get(1).unwrap_or(&0)),
         (b's', None) => format!("session {} gone", number(1)),
         (b'o', Some(value)) => {
-            let First { index, outcome, .. } = OutcomeRow::read(value).expect("an outcome's row");
+            let OutcomeAt { index, outcome, .. } = OutcomeRow::read(value).expect("an outcome's row");
             format!("outcome {} of session {}: {} at {index}", number(9), number(1), outcome_text(&outcome))
         }
         (b'o', None) => format!("outcome {} of session {} gone", number(9), number(1)),

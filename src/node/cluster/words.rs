@@ -9,7 +9,6 @@ use crate::error::Error;
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::batch::Operation;
 use crate::machine::outcome::{Outcome, OutcomeRow};
-use crate::machine::session::First;
 use crate::machine::settings::Settings;
 use crate::node::explanation::{Effects, Explanation};
 use crate::node::request::{Answered, Applied, Consistency, LeasePage, NodeReport, ReplicaLog};
@@ -442,8 +441,7 @@ fn not_understood() -> Error {
 
 impl From<Applied> for Answer {
     fn from(applied: Applied) -> Answer {
-        let Applied { index, revision, outcome } = applied;
-        Answer::Outcome(OutcomeRow::of(&First { index, revision, outcome }))
+        Answer::Outcome(OutcomeRow::of(&applied))
     }
 }
 
@@ -458,8 +456,7 @@ impl Answer {
     /// What became of an operation.
     pub fn applied(self) -> Result<Applied, Error> {
         let Answer::Outcome(row) = self else { return Err(not_understood()) };
-        let First { index, revision, outcome } = row.outcome().ok_or_else(not_understood)?;
-        Ok(Applied { index, revision, outcome })
+        row.outcome().ok_or_else(not_understood)
     }
 
     /// What comes next of a watch.

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::Term;
 use crate::machine::batch::{Act, Grant, Operation, Renew, Renewed};
-use crate::machine::outcome::{HostCode, Outcome};
-use crate::machine::session::First;
+use crate::machine::outcome::{HostCode, Outcome, OutcomeAt};
 use crate::node::simulation::truth::Done;
 use crate::raft::simulation::Rng;
 use crate::raft::simulation::tenant::{Asked, Token, Wish};
@@ -67,7 +66,7 @@ impl Holders {
         wishes.push(Wish { token, operation });
     }
 
-    pub(super) fn told(&mut self, token: Token, outcome: Option<&First>) {
+    pub(super) fn told(&mut self, token: Token, outcome: Option<&OutcomeAt>) {
         if !self.asked.remove(&token) {
             return;
         }

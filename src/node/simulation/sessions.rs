@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::machine::batch::{Act, Grant, Numbered, Operation, Renew};
-use crate::machine::outcome::{HostCode, Outcome};
-use crate::machine::session::First;
+use crate::machine::outcome::{HostCode, Outcome, OutcomeAt};
 use crate::node::simulation::truth::Done;
 use crate::raft::simulation::Rng;
 use crate::raft::simulation::tenant::{Asked, Token, Wish};
@@ -118,7 +117,7 @@ impl Callers {
 
     /// Holds what an entry did against what sessions promise.
     pub(super) fn see(&mut self, done: &Done) {
-        let again = |(operation, first): &&(Operation, First)| {
+        let again = |(operation, first): &&(Operation, OutcomeAt)| {
             operation.numbered.is_some() && first.index != done.index
         };
         self.told_again += done.operations.iter().filter(again).count() as u64;
@@ -130,7 +129,7 @@ impl Callers {
         }
     }
 
-    pub(super) fn told(&mut self, token: Token, outcome: Option<&First>) {
+    pub(super) fn told(&mut self, token: Token, outcome: Option<&OutcomeAt>) {
         let Some((caller, session, number)) = self.wishes.remove(&token) else { return };
         let caller = &mut self.callers[caller];
         if caller.opening == Some(token) {
@@ -143,7 +142,7 @@ impl Callers {
         }
         // The answer to another sending may have come before, or the end of the session.
         let open = caller.session == session && caller.open.contains_key(&number);
-        let Some(First { outcome, .. }) = outcome.filter(|_| open) else { return };
+        let Some(OutcomeAt { outcome, .. }) = outcome.filter(|_| open) else { return };
         match outcome {
             Outcome::Host(HostCode::UnknownSession) => {
                 self.expired += 1;

@@ -10,7 +10,7 @@ use crate::machine::apply;
 use crate::machine::batch::{Act, Batch, Expire, Head, Operation};
 use crate::machine::event::{self, Event};
 use crate::machine::lease;
-use crate::machine::session::First;
+use crate::machine::outcome::OutcomeAt;
 use crate::machine::tests::guest::ScriptedGuest;
 use crate::machine::view::{MemoryView, Table};
 use crate::node::simulation::mistake::Mistake;
@@ -26,7 +26,7 @@ pub(super) struct Truth {
     head: Head,
     rows: MemoryView,
     /// By index, and place in the batch.
-    outcomes: BTreeMap<(Index, usize), First>,
+    outcomes: BTreeMap<(Index, usize), OutcomeAt>,
     /// All events ever.
     events: Vec<Event>,
     /// The rows of events ever written, by the index of their batch.
@@ -46,7 +46,7 @@ pub(super) struct Done<'t> {
     pub(super) time: LogTime,
     pub(super) begins_term: bool,
     /// The tenant's operations, with their outcomes.
-    pub(super) operations: Vec<(Operation, First)>,
+    pub(super) operations: Vec<(Operation, OutcomeAt)>,
     pub(super) events: &'t [Event],
     /// The leases that there are now.
     pub(super) leases: Vec<u64>,
@@ -124,7 +124,7 @@ impl Truth {
     }
 
     /// What became of an operation.
-    pub(super) fn outcome(&self, index: Index, place: usize) -> &First {
+    pub(super) fn outcome(&self, index: Index, place: usize) -> &OutcomeAt {
         &self.outcomes[&(index, place)]
     }
 
