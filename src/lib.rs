@@ -49,10 +49,12 @@
 //! - `watch`: who watches a machine, and how its events reach them
 //! - `catalog`: modules and machines, group 0's own machine
 //! - `node`: builds a node from the parts, the only place where they meet
+//! - `bbolt`: the file format of etcd's snapshots; knows nothing else of the crate
 //! - `config`, `proto`, `api`, `client`: settings, messages, the services and who calls them
 //! - `cli`: one file a command
 
 pub mod api;
+pub mod bbolt;
 pub mod catalog;
 pub mod cli;
 pub mod client;

@@ -12,7 +12,7 @@ const MAIN_LINES_MAX: usize = 40;
 const REASON_CHARS_MIN: usize = 8;
 
 /// What each top-level module of the crate may know besides itself. A name with `::` is one file of a module.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("id", &[]),
     ("error", &["id"]),
     ("time", &[]),
@@ -35,8 +35,13 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ),
     // The values of a node that messages are made of are a file without arrows of its own.
     ("proto", &["id", "error", "machine", "node::request"]),
+    // Knows nothing of the crate.
+    ("bbolt", &[]),
     ("client", &["id", "error", "time", "trace", "machine", "node::request", "proto"]),
-    ("api", &["id", "error", "time", "trace", "config", "machine", "watch", "catalog", "node", "proto"]),
+    (
+        "api",
+        &["id", "error", "time", "trace", "bbolt", "config", "machine", "watch", "catalog", "node", "proto"],
+    ),
     (
         "cli",
         &[
@@ -44,6 +49,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "error",
             "time",
             "trace",
+            "bbolt",
             "config",
             "machine",
             "wasm::compile",
