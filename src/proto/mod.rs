@@ -1,9 +1,11 @@
-//! The messages and stubs generated from `proto/statehouse/v1`, and how they map to the library's own types.
+//! The messages and stubs generated from `proto/`: `statehouse/v1`, and how they map to the library's own
+//! types; etcd's, as they are.
 //!
 //! The one place where generated code enters the crate. Both sides of the wire use it: `api` serves these
 //! services, `client` calls them.
 
 pub mod convert;
+pub mod etcd;
 mod explain;
 mod members;
 pub mod status;
