@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::{env, error, fs};
 
-use prost_types::FileDescriptorSet;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
 /// The folder that imports are relative to.
 const ROOT: &str = "proto";
@@ -67,26 +67,29 @@ fn etcd(out: &Path) -> Done {
     let mut files = compile("etcd", &out.join("descriptors.bin"))?;
     let mut raw = files.clone();
     for file in &mut files.file {
-        file.service.retain(|service| !SERVED_RAW.contains(&service.name()));
+        keep_services(file, |name| !SERVED_RAW.contains(&name));
     }
-    let generator = || tonic_prost_build::configure().bytes(".");
-    let mut services = generator().out_dir(out.join("services"));
-    for message in OF_THE_MACHINE {
-        let own = message.rsplit('.').next().unwrap_or_default();
-        services = services.extern_path(message, format!("::statehouse_kv::messages::{own}"));
-    }
-    services.compile_fds(files)?;
+    let generator = |part: &str| {
+        let generator = tonic_prost_build::configure().bytes(".").out_dir(out.join(part));
+        OF_THE_MACHINE.iter().fold(generator, |generator, message| {
+            let own = message.rsplit('.').next().unwrap_or_default();
+            generator.extern_path(*message, format!("::statehouse_kv::messages::{own}"))
+        })
+    };
+    generator("services").compile_fds(files)?;
     raw.file.retain(|file| file.package() == "etcdserverpb");
     for file in &mut raw.file {
-        file.service.retain(|service| SERVED_RAW.contains(&service.name()));
+        keep_services(file, |name| SERVED_RAW.contains(&name));
     }
-    let mut clients = generator().build_server(false).out_dir(out.join("clients"));
-    for message in OF_THE_MACHINE {
-        let own = message.rsplit('.').next().unwrap_or_default();
-        clients = clients.extern_path(message, format!("::statehouse_kv::messages::{own}"));
-    }
+    let clients = generator("clients").build_server(false);
     clients.extern_path(".etcdserverpb", "crate::proto::etcd::etcdserverpb").compile_fds(raw)?;
     Ok(())
+}
+
+fn keep_services(file: &mut FileDescriptorProto, keep: impl Fn(&str) -> bool) {
+    file.service.retain(|service| keep(service.name()));
+    // It speaks of services by their places.
+    file.source_code_info = None;
 }
 
 /// Reads all files below a folder of the root, and leaves their descriptors at `descriptors`.

@@ -14,6 +14,8 @@ use toml::de::{DeTable, DeValue};
 pub const CLIENT_ADDRESS: &str = "127.0.0.1:7070";
 /// Where a node listens for other nodes, unless told otherwise.
 pub const PEER_ADDRESS: &str = "127.0.0.1:7071";
+/// The machine that answers clients of etcd, unless told otherwise.
+pub const ETCD_MACHINE: &str = "kv";
 
 /// Where a node listens: `host:port`; port 0 leaves the choice to the system.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,11 +28,23 @@ pub struct Listen {
     pub advertise: Option<String>,
     /// For metrics and health over HTTP, if anywhere.
     pub http: Option<String>,
+    /// For clients of etcd, if anywhere.
+    pub etcd: Option<EtcdListen>,
+}
+
+/// Where a node serves etcd's API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdListen {
+    /// Where it listens.
+    pub address: String,
+    /// The machine that answers.
+    pub machine: String,
 }
 
 impl Default for Listen {
     fn default() -> Listen {
-        Listen { client: CLIENT_ADDRESS.into(), peer: Some(PEER_ADDRESS.into()), advertise: None, http: None }
+        let (client, peer) = (CLIENT_ADDRESS.into(), Some(PEER_ADDRESS.into()));
+        Listen { client, peer, advertise: None, http: None, etcd: None }
     }
 }
 
@@ -176,6 +190,10 @@ pub struct ConfigFile {
     pub peer: Option<String>,
     /// `listen.http`
     pub http: Option<String>,
+    /// `listen.etcd`
+    pub etcd: Option<String>,
+    /// `listen.etcd_machine`
+    pub etcd_machine: Option<String>,
     /// `otlp`
     pub otlp: Option<String>,
     /// `listen.advertise`
@@ -238,6 +256,9 @@ impl ConfigFile {
 /// The keys outside of any section.
 const ROOT_KEYS: &str = "data_dir, name, bootstrap, join, otlp, [listen], [limits], [guests], [storage]";
 
+/// Those of `[listen]`.
+const LISTEN_KEYS: &str = "client, peer, http, advertise, etcd, etcd_machine";
+
 struct Reader<'t> {
     text: &'t str,
     errors: Vec<ConfigError>,
@@ -280,10 +301,11 @@ impl Reader<'_> {
                 "client" => file.client = self.address("listen.client", value),
                 "peer" => file.peer = self.address("listen.peer", value),
                 "http" => file.http = self.address("listen.http", value),
+                "etcd" => file.etcd = self.address("listen.etcd", value),
+                "etcd_machine" => file.etcd_machine = self.text("listen.etcd_machine", value),
                 "advertise" => file.advertise = self.text("listen.advertise", value),
                 other => {
-                    let message =
-                        format!("unknown key `listen.{other}`; there are client, peer, http, advertise");
+                    let message = format!("unknown key `listen.{other}`; there are {LISTEN_KEYS}");
                     self.error(key.span().start, message);
                 }
             }

@@ -8,10 +8,12 @@
 //! # Layout
 //! - `commands`, `leases`, `sessions`, `modules`, `machines`, `nodes`, `watches`: the services of
 //!   `proto/statehouse/v1`, a file each
-//! - `in_flight`: many requests under way on one stream
+//! - `in_flight`: many requests under way on one stream; `watch_set`: many watches
 //! - `http`: metrics and health
+//! - `etcd`: etcd's API, on a socket of its own
 
 mod commands;
+mod etcd;
 mod http;
 mod in_flight;
 mod leases;
@@ -20,6 +22,7 @@ mod members;
 mod modules;
 mod nodes;
 mod sessions;
+mod watch_set;
 mod watches;
 
 use std::future::Future;
@@ -134,12 +137,16 @@ pub struct Addresses {
     pub client: SocketAddr,
     /// For metrics and health.
     pub http: Option<SocketAddr>,
+    /// For clients of etcd.
+    pub etcd: Option<SocketAddr>,
 }
 
 /// Sockets that are bound, before there is a node to serve.
 pub struct Server {
     client: TcpListener,
     http: Option<TcpListener>,
+    /// With the machine that answers there.
+    etcd: Option<(TcpListener, String)>,
     addresses: Addresses,
 }
 
@@ -154,11 +161,16 @@ impl Server {
             Some(address) => Some(bind("http", address).await?),
             None => None,
         };
+        let etcd = match &listen.etcd {
+            Some(etcd) => Some((bind("etcd", &etcd.address).await?, etcd.machine.clone())),
+            None => None,
+        };
         let addresses = Addresses {
             client: local_address(&client)?,
             http: http.as_ref().map(local_address).transpose()?,
+            etcd: etcd.as_ref().map(|(listener, _)| local_address(listener)).transpose()?,
         };
-        Ok(Server { client, http, addresses })
+        Ok(Server { client, http, etcd, addresses })
     }
 
     /// The addresses.
@@ -188,6 +200,16 @@ impl Server {
                 let served = axum::serve(listener, pages).with_graceful_shutdown(stopping).await;
                 if let Err(error) = served {
                     tracing::error!(%error, "the HTTP server ended");
+                }
+            }));
+        }
+        if let Some((listener, machine)) = self.etcd {
+            let router = server().accept_http1(true).add_routes(etcd::routes(&serving, &machine));
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let stopping = serving.stopping();
+            tasks.push(tokio::spawn(async move {
+                if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopping).await {
+                    tracing::error!(%error, "the server for clients of etcd ended");
                 }
             }));
         }
@@ -242,6 +264,15 @@ fn local_address(listener: &TcpListener) -> Result<SocketAddr, Error> {
         .map_err(|e| Error::FailedPrecondition(format!("the system does not tell a socket's address: {e}")))
 }
 
+/// How connections are kept.
+fn server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
 /// All services, with the limits on their messages.
 fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
     let Limits { command_bytes_max, query_bytes_max, .. } = serving.limits;
@@ -262,11 +293,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
         .map_err(|e| Error::FailedPrecondition(format!("the services' descriptors do not read: {e}")))?;
     let (health_reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(report_health(health_reporter, serving.clone()));
-    let server = tonic::transport::Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+    let server = server()
         .add_service(commands.max_decoding_message_size(message_bytes_max))
         .add_service(leases.max_decoding_message_size(message_bytes_max))
         .add_service(machines.max_decoding_message_size(message_bytes_max))

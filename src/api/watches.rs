@@ -1,23 +1,21 @@
 //! The gRPC service `Watches`: many watches on one stream.
 //!
 //! One task drives all watches of a stream: it is the stream's own. When the client does not read, none of
-//! them is asked for its next word, so the stream holds at most one revision for it; the node sees to the
-//! rest.
+//! them is asked for its next word; the node sees to the rest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_util::future::{AbortHandle, Abortable, BoxFuture};
-use futures_util::stream::{FuturesUnordered, Stream};
+use futures_util::stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::watch_set::{WatchSet, Word};
 use super::{Serving, Stopping};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::request::{WatchSpec, Watched};
-use crate::node::watches::{Watch, WatchAsker};
 use crate::proto::v1::watch_request::Request as Asked;
 use crate::proto::v1::watch_response::Response as Told;
 use crate::proto::v1::watches_server::Watches;
@@ -53,8 +51,7 @@ impl Watches for WatchesService {
             requests: Some(requests.into_inner()),
             stopping: self.serving.stopping(),
             watches_max,
-            known: HashMap::new(),
-            turns: FuturesUnordered::new(),
+            watches: WatchSet::new(),
             responses: VecDeque::new(),
             machine: String::new(),
             next_id: CHOSEN_IDS,
@@ -64,21 +61,6 @@ impl Watches for WatchesService {
     }
 }
 
-/// What a watch came to in its turn.
-enum Turn {
-    Began(Result<Watch, Error>),
-    Told(Watch, Result<Watched, Error>),
-}
-
-/// A watch of a stream, as far as its requests are about it.
-struct Known {
-    abort: AbortHandle,
-    /// None until it has begun.
-    asker: Option<WatchAsker>,
-    /// Whether it is to be asked how far it is when it has begun.
-    progress_wanted: bool,
-}
-
 /// All watches of a stream.
 struct WatchStream<R> {
     node: Node,
@@ -86,9 +68,7 @@ struct WatchStream<R> {
     requests: Option<R>,
     stopping: Stopping,
     watches_max: usize,
-    known: HashMap<u64, Known>,
-    /// The next turn of each.
-    turns: FuturesUnordered<Abortable<BoxFuture<'static, (u64, Turn)>>>,
+    watches: WatchSet<u64>,
     /// What is to be sent.
     responses: VecDeque<WatchResponse>,
     /// That of the last watch that named one.
@@ -115,19 +95,14 @@ where
     fn take(&mut self, request: v1::WatchRequest) {
         match request.request {
             Some(Asked::Create(create)) => self.create(create),
-            Some(Asked::Cancel(v1::CancelWatch { id })) => match self.known.remove(&id) {
-                Some(known) => {
-                    known.abort.abort();
-                    self.responses.retain(|response| response.id != id);
-                    self.cancel(id, None);
-                }
-                None => self.cancel(id, Some(&unknown(id))),
-            },
-            Some(Asked::Progress(v1::AskProgress { id })) => match self.known.get_mut(&id) {
-                Some(Known { asker: Some(asker), .. }) => asker.want_progress(),
-                Some(known) => known.progress_wanted = true,
-                None => self.cancel(id, Some(&unknown(id))),
-            },
+            Some(Asked::Cancel(v1::CancelWatch { id })) if self.watches.end(id) => {
+                self.responses.retain(|response| response.id != id);
+                self.cancel(id, None);
+            }
+            Some(Asked::Progress(v1::AskProgress { id })) if self.watches.ask_progress(id) => {}
+            Some(Asked::Cancel(v1::CancelWatch { id }) | Asked::Progress(v1::AskProgress { id })) => {
+                self.cancel(id, Some(&unknown(id)));
+            }
             None => {
                 let text = "a request that says nothing: create, cancel and progress are known; the client \
                             may be newer than the node";
@@ -147,10 +122,7 @@ where
         match self.check_new(id, &mut create).and_then(|()| WatchSpec::try_from(create)) {
             Ok(spec) => {
                 let (node, machine) = (self.node.clone(), self.machine.clone());
-                let asker = None;
-                let abort = self
-                    .take_turn(Box::pin(async move { (id, Turn::Began(node.watch(&machine, spec).await)) }));
-                self.known.insert(id, Known { abort, asker, progress_wanted: false });
+                self.watches.begin(id, async move { node.watch(&machine, spec).await });
             }
             Err(why) => self.cancel(id, Some(&why)),
         }
@@ -163,59 +135,34 @@ where
         if self.machine.is_empty() {
             return Err(Error::Invalid("the first watch of a stream must name its machine".into()));
         }
-        if self.known.contains_key(&id) {
+        if self.watches.contains(id) {
             return Err(Error::AlreadyExists(format!(
                 "the stream has a watch {id} already: choose another id, or 0 to have one chosen"
             )));
         }
-        if self.known.len() >= self.watches_max {
+        if self.watches.len() >= self.watches_max {
             return Err(Error::Overloaded(format!(
                 "the stream has {} watches, and {} may be on one: open another stream, or raise \
                  `limits.stream_watches_max`",
-                self.known.len(),
+                self.watches.len(),
                 self.watches_max
             )));
         }
         Ok(())
     }
 
-    fn take_turn(&mut self, turn: BoxFuture<'static, (u64, Turn)>) -> AbortHandle {
-        let (abort, registration) = AbortHandle::new_pair();
-        self.turns.push(Abortable::new(turn, registration));
-        abort
-    }
-
-    fn came_to(&mut self, id: u64, turn: Turn) {
-        let Some(known) = self.known.get_mut(&id) else { return };
-        let (watch, told) = match turn {
-            Turn::Began(Ok(watch)) => {
-                let asker = watch.asker();
-                if known.progress_wanted {
-                    asker.want_progress();
-                }
-                known.asker = Some(asker);
-                let revision = watch.first().0;
-                (watch, vec![Told::Created(v1::WatchCreated { revision })])
+    fn hear(&mut self, id: u64, word: Word) {
+        match word {
+            Word::Began(revision) => {
+                self.tell(id, Told::Created(v1::WatchCreated { revision: revision.0 }));
             }
-            Turn::Told(watch, Ok(Watched::Events(events))) => {
-                (watch, watches::fragments(events).into_iter().map(Told::Events).collect())
+            Word::Told(Watched::Events(events)) => {
+                watches::fragments(events).into_iter().for_each(|part| self.tell(id, Told::Events(part)));
             }
-            Turn::Told(watch, Ok(Watched::Progress(revision))) => {
-                (watch, vec![Told::Progress(v1::WatchProgress { revision: revision.0 })])
+            Word::Told(Watched::Progress(revision)) => {
+                self.tell(id, Told::Progress(v1::WatchProgress { revision: revision.0 }));
             }
-            Turn::Began(Err(why)) | Turn::Told(_, Err(why)) => {
-                self.known.remove(&id);
-                return self.cancel(id, Some(&why));
-            }
-        };
-        told.into_iter().for_each(|told| self.tell(id, told));
-        let mut watch = watch;
-        let abort = self.take_turn(Box::pin(async move {
-            let told = watch.next().await;
-            (id, Turn::Told(watch, told))
-        }));
-        if let Some(known) = self.known.get_mut(&id) {
-            known.abort = abort;
+            Word::Ended(why) => self.cancel(id, Some(&why)),
         }
     }
 
@@ -234,8 +181,7 @@ where
     /// Nothing more is taken, and all watches end.
     fn end(&mut self, last: Option<Status>) {
         self.requests = None;
-        self.known.clear();
-        self.turns.clear();
+        self.watches.end_all();
         self.last = last;
     }
 }
@@ -255,7 +201,7 @@ where
         let stream = self.get_mut();
         loop {
             stream.read(context);
-            let goes_on = stream.requests.is_some() || !stream.known.is_empty();
+            let goes_on = stream.requests.is_some() || !stream.watches.is_empty();
             if goes_on && stream.stopping.as_mut().poll(context).is_ready() {
                 let text = "the node is stopping: watch on from the next revision at another node";
                 stream.end(Some(status::to_status(&Error::Unavailable(text.into()))));
@@ -263,10 +209,8 @@ where
             if let Some(response) = stream.responses.pop_front() {
                 return Poll::Ready(Some(Ok(response)));
             }
-            match Pin::new(&mut stream.turns).poll_next(context) {
-                Poll::Ready(Some(Ok((id, turn)))) => stream.came_to(id, turn),
-                // It was canceled, and told so.
-                Poll::Ready(Some(Err(_aborted))) => {}
+            match stream.watches.poll_word(context) {
+                Poll::Ready(Some((id, word))) => stream.hear(id, word),
                 Poll::Ready(None) if stream.requests.is_none() => {
                     return Poll::Ready(stream.last.take().map(Err));
                 }

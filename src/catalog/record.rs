@@ -120,6 +120,9 @@ pub struct NodeRecord {
     /// In which life of the node that was.
     #[prost(fixed64, tag = "11")]
     pub life: u64,
+    /// Where clients of etcd reach it. Empty if it does not serve them.
+    #[prost(string, tag = "12")]
+    pub etcd_address: String,
 }
 
 impl ModuleRecord {

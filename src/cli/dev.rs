@@ -2,18 +2,16 @@
 
 use std::path::PathBuf;
 
-use bytes::Bytes;
 use clap::Args;
 use futures_util::future;
 
 use super::running::{self, Service};
 use super::{Global, Usage, address, output};
 use crate::cli::ExitCode;
-use crate::config::{CLIENT_ADDRESS, ConfigFile, Listen};
-use crate::error::Error;
+use crate::config::{CLIENT_ADDRESS, ConfigFile, ETCD_MACHINE, EtcdListen, Listen};
 
 /// The machine that is there from the start.
-const MACHINE: &str = "kv";
+const MACHINE: &str = ETCD_MACHINE;
 
 /// Run a node to try things with, or several: a machine `kv` is there, and nothing needs to be configured
 #[derive(Debug, Args)]
@@ -37,6 +35,9 @@ pub struct Dev {
     /// Where to serve /metrics, /healthz and /readyz
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7072", value_parser = address)]
     http: String,
+    /// Where to serve etcd's v3 API, answered by the machine `kv`
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    etcd: Option<String>,
 }
 
 /// How far the ports of one node are from those of the next.
@@ -46,23 +47,21 @@ impl Dev {
     pub async fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
         let starting = (0..self.nodes).map(|number| self.start(number));
         let services = future::try_join_all(starting).await?;
-        create_machine(&services[0]).await?;
+        running::create_kv(&services[0].node, MACHINE).await?;
         welcome(&services, global.json)?;
         let ended = future::try_join_all(services.into_iter().map(Service::until_end)).await?;
         Ok(ended.into_iter().next().unwrap_or(ExitCode::SUCCESS))
     }
 
+    fn etcd_listen(&self, number: u16) -> Result<Option<EtcdListen>, Usage> {
+        let Some(address) = &self.etcd else { return Ok(None) };
+        let address = moved("--etcd", address, number * PORTS_APART)?;
+        Ok(Some(EtcdListen { address, machine: MACHINE.to_owned() }))
+    }
+
     /// Starts one node. The first begins the cluster, the others join it.
     async fn start(&self, number: u16) -> anyhow::Result<Service> {
-        let (host, port) = split(&self.client)?;
-        let at = |offset: u16| match port {
-            0 => Ok(format!("{host}:0")),
-            port => port
-                .checked_add(number * PORTS_APART)
-                .and_then(|port| port.checked_add(offset))
-                .map(|port| format!("{host}:{port}"))
-                .ok_or_else(|| Usage(format!("--client {}: there are no ports left above it", self.client))),
-        };
+        let at = |offset: u16| moved("--client", &self.client, number * PORTS_APART + offset);
         let first = number == 0;
         let alone = self.nodes == 1;
         let listen = Listen {
@@ -70,6 +69,7 @@ impl Dev {
             peer: if alone { None } else { Some(at(1)?) },
             http: first.then(|| self.http.clone()),
             advertise: None,
+            etcd: self.etcd_listen(number)?,
         };
         let name = format!("node-{}", number + 1);
         let data_dir = if alone { self.data_dir.clone() } else { self.data_dir.join(&name) };
@@ -79,17 +79,17 @@ impl Dev {
     }
 }
 
-fn split(address: &str) -> Result<(&str, u16), Usage> {
-    let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
-    parts.ok_or_else(|| Usage(format!("--client {address:?} is not an address")))
-}
-
-async fn create_machine(service: &Service) -> Result<(), Error> {
-    if let Err(Error::NotFound(_)) = service.node.machine(MACHINE) {
-        let module = service.node.builtin("kv").await?;
-        service.node.create_machine(MACHINE, module, Bytes::new()).await?;
-    }
-    Ok(())
+/// The address whose port is so much higher; 0 leaves the choice of each to the system.
+fn moved(flag: &str, address: &str, by: u16) -> Result<String, Usage> {
+    let parts = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let (host, port) = parts.ok_or_else(|| Usage(format!("{flag} {address:?} is not an address")))?;
+    let port = match port {
+        0 => 0,
+        port => port
+            .checked_add(by)
+            .ok_or_else(|| Usage(format!("{flag} {address}: there are no ports left above it")))?,
+    };
+    Ok(format!("{host}:{port}"))
 }
 
 fn welcome(services: &[Service], as_json: bool) -> anyhow::Result<()> {

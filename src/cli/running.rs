@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use bytes::Bytes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Usage;
@@ -58,6 +59,7 @@ impl Signals {
 pub struct Reached {
     pub client: SocketAddr,
     pub http: Option<SocketAddr>,
+    pub etcd: Option<SocketAddr>,
     pub peer: Option<String>,
 }
 
@@ -161,13 +163,18 @@ pub async fn start(
 ) -> anyhow::Result<Service> {
     let signals = Signals::catch()?;
     let server = Server::bind(listen).await?;
-    let Addresses { client, http } = server.addresses();
-    config.client_address = match &listen.advertise {
-        Some(host) => advertised(host, &listen.client)?,
-        None => client.to_string(),
+    let Addresses { client, http, etcd } = server.addresses();
+    let named = |wanted: &str, bound: SocketAddr| match &listen.advertise {
+        Some(host) => advertised(host, wanted),
+        None => Ok(bound.to_string()),
     };
+    config.client_address = named(&listen.client, client)?;
+    if let (Some(wanted), Some(bound)) = (&listen.etcd, etcd) {
+        config.etcd_address = named(&wanted.address, bound)?;
+    }
+    let begins = config.bootstrap;
     let node = Node::begin(config).await?;
-    let addresses = Reached { client, http, peer: node.peer_address() };
+    let addresses = Reached { client, http, etcd, peer: node.peer_address() };
     // From here on it tells how it is, also while it waits for the others of its cluster.
     let running = server.start(node.clone(), limits)?;
     let mut signals = signals;
@@ -180,8 +187,24 @@ pub async fn start(
         node.shutdown().await;
         return Err(why.into());
     }
+    if let Some(etcd) = listen.etcd.as_ref().filter(|_| begins) {
+        create_kv(&node, &etcd.machine).await?;
+    }
     let stop_wait = Duration::from_millis(limits.stop_wait_ms);
     Ok(Service { node, addresses, running, signals, stop_wait })
+}
+
+/// Sees to it that there is a machine of `builtin:kv` under a name.
+pub async fn create_kv(node: &Node, name: &str) -> Result<(), Error> {
+    if !matches!(node.machine(name), Err(Error::NotFound(_))) {
+        return Ok(());
+    }
+    let module = node.builtin("kv").await?;
+    match node.create_machine(name, module, Bytes::new()).await {
+        // Somebody else was quicker.
+        Ok(_) | Err(Error::AlreadyExists(_)) => Ok(()),
+        Err(why) => Err(why),
+    }
 }
 
 impl Service {

@@ -10,7 +10,7 @@ use super::running::{self, Service};
 use super::telemetry::Collector;
 use super::{Global, Usage, address, output, telemetry};
 use crate::cli::ExitCode;
-use crate::config::{self, ConfigFile, Listen};
+use crate::config::{self, ConfigFile, EtcdListen, Listen};
 
 /// Run a node
 #[derive(Debug, Args)]
@@ -39,6 +39,12 @@ pub struct Serve {
     /// Where to serve /metrics, /healthz and /readyz [default: nowhere]
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     http: Option<String>,
+    /// Where to serve etcd's v3 API, for programs written for etcd [default: nowhere]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+    etcd: Option<String>,
+    /// The machine that answers them; created when the cluster begins [default: kv]
+    #[arg(long, value_name = "NAME", requires = "etcd")]
+    machine: Option<String>,
     /// Send the spans of traced requests to this collector (OTLP over gRPC), instead of to the log
     #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     otlp: Option<String>,
@@ -99,6 +105,8 @@ impl Serve {
             client: self.client.clone().or(file.client),
             peer: self.peer.clone().or(file.peer),
             http: self.http.clone().or(file.http),
+            etcd: self.etcd.clone().or(file.etcd),
+            etcd_machine: self.machine.clone().or(file.etcd_machine),
             otlp: self.otlp.clone().or(file.otlp),
             ..file
         })
@@ -118,6 +126,10 @@ fn listen(file: &ConfigFile) -> Listen {
         peer: file.peer.clone().or(default.peer),
         advertise: file.advertise.clone(),
         http: file.http.clone(),
+        etcd: file.etcd.clone().map(|address| EtcdListen {
+            address,
+            machine: file.etcd_machine.clone().unwrap_or_else(|| config::ETCD_MACHINE.to_owned()),
+        }),
     }
 }
 
@@ -126,6 +138,7 @@ fn announce(service: &Service, as_json: bool) -> anyhow::Result<()> {
     let status = service.node.status();
     let addresses = &service.addresses;
     let http = addresses.http.map(|http| http.to_string());
+    let etcd = addresses.etcd.map(|etcd| etcd.to_string());
     if as_json {
         output::json(&json!({
             "ready": {
@@ -133,6 +146,7 @@ fn announce(service: &Service, as_json: bool) -> anyhow::Result<()> {
                 "client": addresses.client.to_string(),
                 "peer": addresses.peer,
                 "http": http,
+                "etcd": etcd,
                 "data_dir": status.data_dir,
             }
         }))?;
@@ -141,7 +155,8 @@ fn announce(service: &Service, as_json: bool) -> anyhow::Result<()> {
     let peer = addresses.peer.as_ref().map(|peer| format!(", peer {peer}")).unwrap_or_default();
     let (name, data) = (status.name, status.data_dir.display());
     let client = addresses.client;
-    output::tell(format_args!("node {name} is ready: client {client}{peer}{http}, data {data}"));
+    let etcd = etcd.map(|etcd| format!(", etcd {etcd}")).unwrap_or_default();
+    output::tell(format_args!("node {name} is ready: client {client}{peer}{http}{etcd}, data {data}"));
     Ok(())
 }
 
@@ -156,6 +171,8 @@ mod tests {
             client: None,
             peer: None,
             http: None,
+            etcd: None,
+            machine: None,
             otlp: None,
             advertise: None,
             bootstrap: false,

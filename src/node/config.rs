@@ -71,6 +71,8 @@ pub struct NodeConfig {
     pub peer: Option<PeerConfig>,
     /// Where clients reach it, for those who ask another node; empty if nowhere.
     pub client_address: String,
+    /// Where clients of etcd reach it; empty if nowhere.
+    pub etcd_address: String,
     /// How modules are compiled.
     pub compile_in: CompileIn,
     /// Limits on what clients send.
@@ -138,6 +140,7 @@ impl NodeConfig {
             join: None,
             peer: None,
             client_address: String::new(),
+            etcd_address: String::new(),
             compile_in: CompileIn::ThisProcess,
             limits: Limits::default(),
             apply_workers: 4,

@@ -120,7 +120,7 @@ impl Machine {
     }
 
     /// Where this node's replica stands, if it is to have one.
-    fn replica(&self) -> Option<ReplicaInfo> {
+    pub fn replica(&self) -> Option<ReplicaInfo> {
         if matches!(self.open, Err(Closed::Elsewhere)) {
             return None;
         }

@@ -8,7 +8,7 @@ use prost::Message;
 use super::Node;
 use super::machine::Closed;
 use super::registry::Registry;
-use super::request::MachineInfo;
+use super::request::{MachineInfo, ReplicaInfo};
 use crate::catalog::{Change, MachineRecord, RefusalCode};
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId, Index};
@@ -138,6 +138,14 @@ impl Node {
     pub fn machine(&self, name: &str) -> Result<MachineInfo, Error> {
         self.check_alive()?;
         Ok(self.known(name)?.info())
+    }
+
+    /// Where this node's replica of a machine stands; `None` if it has none.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn replica(&self, name: &str) -> Result<Option<ReplicaInfo>, Error> {
+        Ok(self.known(name)?.replica())
     }
 
     /// Deletes a machine with all its state.

@@ -277,8 +277,8 @@ impl Node {
         }
         let known = self.inner.catalog.load().nodes.get(&self.id()).cloned();
         let told = |node: &NodeRecord| {
-            let addresses = (node.peer_address.clone(), node.client_address.clone());
-            (addresses, node.version.clone(), node.age, node.life)
+            let clients = (node.client_address.clone(), node.etcd_address.clone());
+            (node.peer_address.clone(), clients, node.version.clone(), node.age, node.life)
         };
         if known.is_some_and(|known| told(&known) == told(&own)) {
             return Ok(());
@@ -299,7 +299,7 @@ impl Node {
     }
 
     /// This node's id.
-    fn id(&self) -> NodeId {
+    pub fn id(&self) -> NodeId {
         self.inner.id()
     }
 

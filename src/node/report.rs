@@ -78,7 +78,7 @@ impl Node {
     }
 
     /// How this node is.
-    pub(super) async fn report(&self) -> NodeReport {
+    pub async fn report(&self) -> NodeReport {
         let (waiter, told) = oneshot::channel();
         self.inner.stage.orders.send(Order::Survey { waiter });
         // A node that has failed has no order any more, and leads nothing.
@@ -100,7 +100,10 @@ impl Node {
     }
 
     /// Where this node's replica of a group stands.
-    pub(super) async fn replica_log(&self, group: GroupId) -> Result<ReplicaLog, Error> {
+    ///
+    /// # Errors
+    /// `Unavailable` if it has none that is open.
+    pub async fn replica_log(&self, group: GroupId) -> Result<ReplicaLog, Error> {
         let machine = self.inner.registry.by_group(group);
         let halted = machine.and_then(|machine| machine.info().replica).and_then(|replica| replica.halted);
         let Some(status) = self.group_status(group).await else {

@@ -209,6 +209,8 @@ pub struct Introduction {
     pub peer_address: String,
     /// Where clients reach it.
     pub client_address: String,
+    /// Where clients of etcd reach it; empty if it does not serve them.
+    pub etcd_address: String,
     /// The version of `statehouse` that it runs.
     pub version: String,
 }
@@ -253,6 +255,8 @@ pub struct MemberInfo {
     pub peer_address: String,
     /// Where clients reach it.
     pub client_address: String,
+    /// Where clients of etcd reach it; empty if it does not serve them.
+    pub etcd_address: String,
     /// The version of `statehouse` that it last started with.
     pub version: String,
     /// When it joined.

@@ -15,6 +15,7 @@ impl From<MemberInfo> for v1::Member {
             name: member.name,
             peer_address: member.peer_address,
             client_address: member.client_address,
+            etcd_address: member.etcd_address,
             version: member.version,
             joined_at_ms: member.joined.0,
             voter: member.voter,
@@ -32,6 +33,7 @@ impl From<v1::Member> for MemberInfo {
             name: message.name,
             peer_address: message.peer_address,
             client_address: message.client_address,
+            etcd_address: message.etcd_address,
             version: message.version,
             joined: LogTime(message.joined_at_ms),
             voter: message.voter,
@@ -66,15 +68,15 @@ impl From<v1::JoinResponse> for Invitation {
 
 impl From<Introduction> for v1::JoinRequest {
     fn from(introduction: Introduction) -> v1::JoinRequest {
-        let Introduction { node, name, peer_address, client_address, version } = introduction;
-        v1::JoinRequest { node: node.0, name, peer_address, client_address, version }
+        let Introduction { node, name, peer_address, client_address, etcd_address, version } = introduction;
+        v1::JoinRequest { node: node.0, name, peer_address, client_address, etcd_address, version }
     }
 }
 
 impl From<v1::JoinRequest> for Introduction {
     fn from(message: v1::JoinRequest) -> Introduction {
-        let v1::JoinRequest { node, name, peer_address, client_address, version } = message;
-        Introduction { node: NodeId(node), name, peer_address, client_address, version }
+        let v1::JoinRequest { node, name, peer_address, client_address, etcd_address, version } = message;
+        Introduction { node: NodeId(node), name, peer_address, client_address, etcd_address, version }
     }
 }
 

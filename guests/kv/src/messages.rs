@@ -4,11 +4,15 @@
 //! What must never change here is a field number: clients of etcd have these bytes. What is not etcd's has
 //! numbers from 1000 on, far from those that etcd may still use: its clients never send them, and skip them
 //! in answers.
+//!
+//! Hosts that generate other messages around these need them to have what generated ones have: `Hash`. The
+//! guest does not.
 
 use prost::{Enumeration, Message, Oneof};
 
 /// One key at one point of its history (`mvccpb.KeyValue`).
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct KeyValue {
     /// The key; never empty.
     #[prost(bytes = "vec", tag = "1")]
@@ -36,6 +40,7 @@ pub struct KeyValue {
 
 /// What happened to a key (`mvccpb.Event`).
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct Event {
     /// Put or delete.
     #[prost(enumeration = "EventType", tag = "1")]
@@ -61,6 +66,7 @@ pub enum EventType {
 /// What every answer starts with. The guest fills `revision`; the rest belongs to whoever serves etcd's
 /// protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct ResponseHeader {
     /// 0 from the guest.
     #[prost(uint64, tag = "1")]
@@ -78,6 +84,7 @@ pub struct ResponseHeader {
 
 /// Reads keys.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct RangeRequest {
     /// The key, or the first key of the range.
     #[prost(bytes = "vec", tag = "1")]
@@ -150,6 +157,7 @@ pub enum SortTarget {
 
 /// The keys that were asked for.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct RangeResponse {
     /// The store's revision.
     #[prost(message, optional, tag = "1")]
@@ -167,6 +175,7 @@ pub struct RangeResponse {
 
 /// Writes a key.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct PutRequest {
     /// The key.
     #[prost(bytes = "vec", tag = "1")]
@@ -194,6 +203,7 @@ pub struct PutRequest {
 
 /// The answer to a put.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct PutResponse {
     /// The revision of the put.
     #[prost(message, optional, tag = "1")]
@@ -205,6 +215,7 @@ pub struct PutResponse {
 
 /// Deletes keys.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct DeleteRangeRequest {
     /// The key, or the first key of the range.
     #[prost(bytes = "vec", tag = "1")]
@@ -219,6 +230,7 @@ pub struct DeleteRangeRequest {
 
 /// The answer to a deletion.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct DeleteRangeResponse {
     /// The revision of the deletion, or the store's if there was nothing to delete.
     #[prost(message, optional, tag = "1")]
@@ -233,6 +245,7 @@ pub struct DeleteRangeResponse {
 
 /// One step of a transaction.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct RequestOp {
     /// Which.
     #[prost(oneof = "Request", tags = "1, 2, 3, 4")]
@@ -241,6 +254,7 @@ pub struct RequestOp {
 
 /// The kinds of [`RequestOp`].
 #[derive(Clone, PartialEq, Eq, Oneof)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub enum Request {
     /// Read keys.
     #[prost(message, tag = "1")]
@@ -258,6 +272,7 @@ pub enum Request {
 
 /// The answer to one step of a transaction.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct ResponseOp {
     /// Which.
     #[prost(oneof = "Response", tags = "1, 2, 3, 4")]
@@ -266,6 +281,7 @@ pub struct ResponseOp {
 
 /// The kinds of [`ResponseOp`].
 #[derive(Clone, PartialEq, Eq, Oneof)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub enum Response {
     /// To a range.
     #[prost(message, tag = "1")]
@@ -283,6 +299,7 @@ pub enum Response {
 
 /// A condition on one key, or on every key of a range.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct Compare {
     /// The relation that must hold.
     #[prost(enumeration = "CompareResult", tag = "1")]
@@ -333,6 +350,7 @@ pub enum CompareTarget {
 
 /// What a [`Compare`] compares with.
 #[derive(Clone, PartialEq, Eq, Oneof)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub enum TargetUnion {
     /// A version.
     #[prost(int64, tag = "4")]
@@ -353,6 +371,7 @@ pub enum TargetUnion {
 
 /// Conditions, and what to do when all of them hold or not: as one revision.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct TxnRequest {
     /// The conditions.
     #[prost(message, repeated, tag = "1")]
@@ -367,6 +386,7 @@ pub struct TxnRequest {
 
 /// The answer to a transaction.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct TxnResponse {
     /// The store's revision after it.
     #[prost(message, optional, tag = "1")]
@@ -381,6 +401,7 @@ pub struct TxnResponse {
 
 /// Gives up the history before a revision.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct CompactionRequest {
     /// The oldest revision that can still be read.
     #[prost(int64, tag = "1")]
@@ -392,6 +413,7 @@ pub struct CompactionRequest {
 
 /// The answer to a compaction.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct CompactionResponse {
     /// The store's revision, which a compaction does not change.
     #[prost(message, optional, tag = "1")]
@@ -400,10 +422,12 @@ pub struct CompactionResponse {
 
 /// Asks how the store stands. Not etcd's: its status belongs to a server, this one to a machine.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct StatusRequest {}
 
 /// How the store stands.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[cfg_attr(not(target_arch = "wasm32"), derive(Hash))]
 pub struct StatusResponse {
     /// The store's revision.
     #[prost(message, optional, tag = "1")]

@@ -152,6 +152,7 @@ pub fn introduction(config: &NodeConfig, node: NodeId, net: Option<&Net>) -> Int
         name: config.name.clone(),
         peer_address: net.map(|net| net.advertised().to_owned()).unwrap_or_default(),
         client_address: config.client_address.clone(),
+        etcd_address: config.etcd_address.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

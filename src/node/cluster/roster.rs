@@ -70,6 +70,7 @@ impl Node {
                 name: record.name.clone(),
                 peer_address: record.peer_address.clone(),
                 client_address: record.client_address.clone(),
+                etcd_address: record.etcd_address.clone(),
                 version: record.version.clone(),
                 joined: LogTime(record.joined_ms),
                 voter: record.voter,
@@ -142,8 +143,9 @@ impl Node {
 
 /// What the catalog keeps of a node; the rest it fills in.
 pub fn record(introduction: Introduction) -> NodeRecord {
-    let Introduction { node, name, peer_address, client_address, version } = introduction;
-    NodeRecord { node: node.0, name, peer_address, client_address, version, ..NodeRecord::default() }
+    let Introduction { node, name, peer_address, client_address, etcd_address, version } = introduction;
+    let node = node.0;
+    NodeRecord { node, name, peer_address, client_address, etcd_address, version, ..NodeRecord::default() }
 }
 
 /// A node of the same process can introduce another one.

@@ -1,0 +1,160 @@
+//! etcd's v3 API: programs written for etcd run on a machine of `builtin:kv`.
+//!
+//! A face without memory: what it is asked it asks the node, and it keeps nothing between two requests.
+//! Requests to the machine pass through as the bytes they came in. It promises etcd's own codes and messages,
+//! because clients compare them, and no word about progress before a watch has caught up.
+//!
+//! # Layout
+//! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`: etcd's services, a file
+//!   each; `store`: what the last two do with the machine
+//! - `raw`: messages that are not read; `status`: what etcd says when something is wrong
+
+mod auth;
+mod cluster;
+mod election;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod pages;
+mod raw;
+mod status;
+mod store;
+mod watch;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use statehouse_kv::messages::{self, ResponseHeader};
+use statehouse_kv::{Call, Kind};
+use tonic::Status;
+use tonic::service::Routes;
+
+use super::Serving;
+use crate::id::{Index, Revision};
+use crate::machine::outcome::Outcome;
+use crate::node::Node;
+use crate::node::request::{Consistency, ReplicaInfo};
+use crate::proto::etcd::etcdserverpb::auth_server::AuthServer;
+use crate::proto::etcd::etcdserverpb::cluster_server::ClusterServer;
+use crate::proto::etcd::etcdserverpb::lease_server::LeaseServer;
+use crate::proto::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::proto::etcd::v3electionpb::election_server::ElectionServer;
+use crate::proto::etcd::v3lockpb::lock_server::LockServer;
+
+/// The version of etcd whose API this is.
+pub const VERSION: &str = "3.7.3";
+
+/// What etcd takes as one request, without a setting of its own.
+const REQUEST_BYTES_MAX: usize = 1_536 << 10;
+/// What it takes as one message: room for the request's frame.
+const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + (512 << 10);
+
+/// What all of etcd's services share.
+pub(super) struct Front {
+    serving: Arc<Serving>,
+    machine: Arc<str>,
+}
+
+impl Front {
+    fn node(&self) -> &Node {
+        &self.serving.node
+    }
+
+    /// This node's replica of the machine, if it has one.
+    fn replica(&self) -> Option<ReplicaInfo> {
+        self.node().replica(&self.machine).ok().flatten()
+    }
+
+    /// The header of an answer of this node, at a revision.
+    fn header_at(&self, revision: i64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.node().cluster(),
+            member_id: self.node().id().0,
+            revision,
+            raft_term: self.replica().map_or(0, |replica| replica.term.0),
+        }
+    }
+
+    /// The header of an answer that the machine has no part in.
+    async fn header(&self) -> Result<Option<ResponseHeader>, Status> {
+        Ok(Some(self.header_at(self.revision().await?)))
+    }
+
+    /// The machine's revision as far as this node knows; one without a replica asks another.
+    async fn revision(&self) -> Result<i64, Status> {
+        if let Some(replica) = self.replica() {
+            return Ok(revision_of(replica.revision));
+        }
+        Ok(self.state().await?.header.unwrap_or_default().revision)
+    }
+
+    /// How the machine stands, as far as this node knows.
+    async fn state(&self) -> Result<messages::StatusResponse, Status> {
+        let answer = self.query(Kind::Status, &[], STALE).await?;
+        messages::StatusRequest::answer(&answer).map_err(|why| odd(&why))
+    }
+
+    /// Has the machine apply a request: the bytes of its answer.
+    async fn apply(&self, kind: Kind, request: &[u8]) -> Result<Bytes, Status> {
+        check_size(request)?;
+        let applied = self.node().apply(&self.machine, kind.envelope(request).into()).await;
+        match applied.map_err(|why| status::of(&why))?.outcome {
+            Outcome::Ok(answer) => Ok(answer),
+            Outcome::Refused(refusal) => Err(status::refused(&refusal)),
+            Outcome::Host(code) => {
+                Err(Status::internal(status::ours(format_args!("the machine failed: {code:?}"))))
+            }
+        }
+    }
+
+    /// Asks the machine: the bytes of its answer.
+    async fn query(&self, kind: Kind, request: &[u8], consistency: Consistency) -> Result<Bytes, Status> {
+        check_size(request)?;
+        let answered = self.node().query(&self.machine, kind.envelope(request).into(), consistency).await;
+        let answered = answered.map_err(|why| status::of(&why))?;
+        answered.outcome.map_err(|refusal| status::refused(&refusal))
+    }
+}
+
+/// Whatever this replica has.
+const STALE: Consistency = Consistency::Local { min_index: Index(0) };
+
+/// How fresh a read must be.
+fn consistency(serializable: bool) -> Consistency {
+    if serializable { STALE } else { Consistency::Linearizable }
+}
+
+fn check_size(request: &[u8]) -> Result<(), Status> {
+    match request.len() {
+        0..=REQUEST_BYTES_MAX => Ok(()),
+        _ => Err(status::REQUEST_TOO_LARGE.into()),
+    }
+}
+
+/// As etcd's messages have it.
+fn revision_of(revision: Revision) -> i64 {
+    i64::try_from(revision.0).unwrap_or(i64::MAX)
+}
+
+fn odd(why: &dyn std::fmt::Display) -> Status {
+    Status::internal(status::ours(format_args!("the machine's answer does not read: {why}")))
+}
+
+/// All of etcd's services, answered by a machine.
+pub(super) fn routes(serving: &Arc<Serving>, machine: &str) -> Routes {
+    let front = Arc::new(Front { serving: serving.clone(), machine: machine.into() });
+    let mut routes = Routes::builder();
+    routes
+        .add_service(kv::KvServer::new(front.clone()))
+        .add_service(watch::WatchServer::new(front.clone()))
+        .add_service(
+            LeaseServer::new(lease::LeaseService(front.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
+        .add_service(ClusterServer::new(cluster::ClusterService(front.clone())))
+        .add_service(MaintenanceServer::new(maintenance::MaintenanceService(front.clone())))
+        .add_service(AuthServer::new(auth::AuthService(front.clone())))
+        .add_service(LockServer::new(lock::LockService(front.clone())))
+        .add_service(ElectionServer::new(election::ElectionService(front)));
+    routes.routes()
+}
