@@ -8,7 +8,7 @@ TOOLS := $(HOME)/.cache/statehouse-tools
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: build ## start three nodes, upload a machine, kill the leader with SIGKILL, go on, see all three equal
@@ -19,6 +19,11 @@ test: prepare ## run all tests: of the host, of the guests, and of the committed
 	cargo test --release --locked --workspace
 	CARGO_TARGET_DIR="$$CARGO_TARGET_DIR/guests" cargo test --release --locked --manifest-path guests/Cargo.toml
 	CARGO_TARGET_DIR="$$CARGO_TARGET_DIR/guests" guests/build.sh --check
+
+.PHONY: test-clients
+test-clients: prepare ## compare with a real etcd, and run etcd's clients: etcdctl, Go, Python, Node, Rust, curl
+	tests/etcd/install
+	cargo test --release --locked --test etcd -- --include-ignored
 
 .PHONY: build
 build: prepare ## build the release binary
