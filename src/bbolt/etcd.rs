@@ -95,6 +95,8 @@ struct Head {
     key: Vec<u8>,
     #[prost(int64, tag = "2")]
     create_revision: i64,
+    #[prost(int64, tag = "6")]
+    lease: i64,
 }
 
 /// Where the living version of a key is.
@@ -104,9 +106,13 @@ pub struct Living {
     pub created: i64,
     /// The revision that wrote this version.
     pub written: Revision,
+    /// The lease that it is attached to; 0: none.
+    pub lease: i64,
+    /// The bytes of this version, with its key.
+    pub bytes: usize,
 }
 
-/// The keys that live, in their order.
+/// What lives, and how far its history went.
 #[derive(Debug, Default)]
 pub struct Index {
     /// By key.
@@ -149,6 +155,13 @@ impl<S: Source> EtcdFile<S> {
         let mut cursor = self.database.walk(&self.keys);
         while let Some(entry) = cursor.next_entry()? {
             let (written, ends) = Revision::parse(entry.key).ok_or_else(|| odd("revision", entry.key))?;
+            index.revision = index.revision.max(written.main);
+            index.versions += 1;
+            progress(index.versions);
+            if entry.value.is_empty() {
+                // `etcdutl snapshot restore --bump-revision` leaves one, for its revision only.
+                continue;
+            }
             let head = Head::decode(entry.value).map_err(|_| odd("version of a key at", entry.key))?;
             if head.key.is_empty() {
                 return Err(odd("version without a key at", entry.key));
@@ -156,11 +169,9 @@ impl<S: Source> EtcdFile<S> {
             if ends {
                 index.keys.remove(&head.key);
             } else {
-                index.keys.insert(head.key, Living { created: head.create_revision, written });
+                let (created, bytes) = (head.create_revision, entry.value.len());
+                index.keys.insert(head.key, Living { created, written, lease: head.lease, bytes });
             }
-            index.revision = index.revision.max(written.main);
-            index.versions += 1;
-            progress(index.versions);
         }
         Ok(index)
     }

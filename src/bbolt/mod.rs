@@ -7,6 +7,9 @@
 //! file. A damaged file gives an [`Error`] that names the page, never a panic, an endless walk or a huge
 //! allocation. It must never guess: what does not fit together is an error.
 //!
+//! No crate does this: the one for bbolt's format, `bbolt-rs`, is a port of the whole database, with its
+//! transactions, its memory maps, which end a process whose file is cut off, and 25 dependencies.
+//!
 //! # The format
 //! A file is a row of pages of one size; a page's number is its place. All numbers are little-endian, as
 //! bbolt writes them on the processors that etcd runs on. A page begins with 16 bytes: its number (8), its
@@ -23,12 +26,14 @@
 //!
 //! # Layout
 //! - `page`: one page taken apart; `meta`: the two that everything begins with
-//! - `read`: buckets and cursors; `write`: files in order; `etcd`: what etcd keeps in them
+//! - `read`: buckets and cursors; `write`: files in order; `etcd`: what etcd keeps in them; `snapshot`: a
+//!   file for etcd
 
 pub mod etcd;
 mod meta;
 mod page;
 mod read;
+pub mod snapshot;
 mod write;
 
 #[cfg(test)]

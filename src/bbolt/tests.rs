@@ -7,6 +7,7 @@ use prost::Message;
 use statehouse_kv::messages::KeyValue;
 
 use super::etcd::{BUCKETS, Checksum, EtcdFile, KEYS, LEASES, Lease, Living, Revision, checksum};
+use super::snapshot::{About, Snapshot};
 use super::*;
 
 type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -144,7 +145,7 @@ fn damage_gives_errors_and_never_a_panic_or_an_endless_walk() {
     let buckets = shapes(&mut numbers);
     let whole = write(&buckets);
     let (mut refused, mut unharmed) = (0, 0);
-    for round in 0..400 {
+    for round in 0..200 {
         let mut file = whole.clone();
         match round % 4 {
             // A bit, near the head of a page, where it hurts.
@@ -181,7 +182,7 @@ fn damage_gives_errors_and_never_a_panic_or_an_endless_walk() {
             Ok(false) => {}
         }
     }
-    assert!(refused > 100 && unharmed > 10, "{refused} refused, {unharmed} unharmed: this tests nothing");
+    assert!(refused > 50 && unharmed > 5, "{refused} refused, {unharmed} unharmed: this tests nothing");
 }
 
 #[test]
@@ -239,6 +240,8 @@ fn history() -> Vec<u8> {
         version((5, 0), "b", 0, "", true);
         version((6, 0), "b", 6, "2", false);
         version((7, 0), "c", 0, "", true);
+        // What a restore leaves that was told to raise the revision.
+        writer.put(&Revision { main: 1_000, sub: 0 }.spelled(false), b"").unwrap();
     }
     writer.finish().unwrap().into_inner()
 }
@@ -248,8 +251,11 @@ fn the_living_version_of_each_key_is_found() {
     let file = EtcdFile::open(history()).unwrap();
     let mut told = 0;
     let index = file.index(|versions| told = versions).unwrap();
-    assert_eq!((told, index.versions, index.revision), (7, 7, 7));
-    let living = |created, main| Living { created, written: Revision { main, sub: 0 } };
+    assert_eq!((told, index.versions, index.revision), (8, 8, 1_000));
+    let living = |created, main| {
+        let written = Revision { main, sub: 0 };
+        Living { created, written, lease: 0, bytes: 10 }
+    };
     let expected = [(b"a".to_vec(), living(2, 4)), (b"b".to_vec(), living(6, 6))];
     assert_eq!(index.keys, BTreeMap::from(expected));
     let mut versions = file.versions();
@@ -273,4 +279,46 @@ fn a_saved_snapshot_is_known_by_its_checksum() {
     EtcdFile::open(file.clone()).unwrap().index(|_| ()).unwrap();
     file[9_000] ^= 1;
     assert_eq!(checksum(&file, |_| ()).unwrap(), Checksum::Wrong);
+}
+
+#[test]
+fn a_snapshot_that_etcd_made_is_read() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/etcd/fixtures/snapshot-3.7.3.db");
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(checksum(&bytes, |_| ()).unwrap(), Checksum::Right);
+    let file = EtcdFile::open(std::fs::File::open(path).unwrap()).unwrap();
+    let index = file.index(|_| ()).unwrap();
+    assert_eq!((index.keys.len(), index.revision), (128, 16));
+    let again = index.keys[&b"again"[..]];
+    assert_eq!((again.created, again.written), (8, Revision { main: 8, sub: 0 }));
+    assert_eq!(file.versions().read(again.written).unwrap().value, b"2");
+    let mut ttls: Vec<i64> = file.leases().unwrap().iter().map(|lease| lease.ttl_s).collect();
+    ttls.sort();
+    assert_eq!(ttls, [3_600, 7_200]);
+}
+
+#[test]
+fn a_snapshot_for_etcd_has_what_was_added_in_the_order_of_revisions() {
+    let leases = [Lease { id: 3, ttl_s: 9, remaining_s: 0 }, Lease { id: 8, ttl_s: 10, remaining_s: 0 }];
+    let about = About { revision: 40, index: 7, term: 2, version: "3.7.0", leases: &leases };
+    let mut snapshot = Snapshot::new(tempfile::tempfile().unwrap());
+    let pairs = [("a", 30), ("b", 20), ("c", 30), ("d", 10)].map(|(key, revision)| KeyValue {
+        key: key.into(),
+        value: vec![b'v'; 5_000],
+        create_revision: revision - 1,
+        mod_revision: revision,
+        ..KeyValue::default()
+    });
+    pairs.iter().for_each(|pair| snapshot.add(pair.mod_revision, &pair.encode_to_vec()).unwrap());
+    let file = snapshot.write(Memory::new(Vec::new()), &about).unwrap().into_inner();
+    let file = EtcdFile::open(file).unwrap();
+    let index = file.index(|_| ()).unwrap();
+    let written: Vec<(i64, i64)> =
+        index.keys.values().map(|living| (living.written.main, living.written.sub)).collect();
+    assert_eq!(written, [(30, 0), (20, 0), (30, 1), (10, 0)]);
+    let mut versions = file.versions();
+    for (pair, living) in pairs.iter().zip(index.keys.values()) {
+        assert_eq!(&versions.read(living.written).unwrap(), pair);
+    }
+    assert_eq!(file.leases().unwrap(), leases);
 }
