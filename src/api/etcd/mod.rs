@@ -7,11 +7,13 @@
 //! # Layout
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`: etcd's services, a file
 //!   each; `store`: what the last two do with the machine
+//! - `gateway`: all of them as JSON over HTTP
 //! - `raw`: messages that are not read; `status`: what etcd says when something is wrong
 
 mod auth;
 mod cluster;
 mod election;
+mod gateway;
 mod kv;
 mod lease;
 mod lock;
@@ -44,6 +46,8 @@ use crate::proto::etcd::v3lockpb::lock_server::LockServer;
 
 /// The version of etcd whose API this is.
 pub const VERSION: &str = "3.7.3";
+/// The version that all members of a cluster of that version have in common.
+const CLUSTER_VERSION: &str = "3.7.0";
 
 /// What etcd takes as one request, without a setting of its own.
 const REQUEST_BYTES_MAX: usize = 1_536 << 10;
@@ -141,7 +145,7 @@ fn odd(why: &dyn std::fmt::Display) -> Status {
     Status::internal(status::ours(format_args!("the machine's answer does not read: {why}")))
 }
 
-/// All of etcd's services, answered by a machine.
+/// All of etcd's services, answered by a machine: by gRPC, and as JSON.
 pub(super) fn routes(serving: &Arc<Serving>, machine: &str) -> Routes {
     let front = Arc::new(Front { serving: serving.clone(), machine: machine.into() });
     let mut routes = Routes::builder();
@@ -156,5 +160,5 @@ pub(super) fn routes(serving: &Arc<Serving>, machine: &str) -> Routes {
         .add_service(AuthServer::new(auth::AuthService(front.clone())))
         .add_service(LockServer::new(lock::LockService(front.clone())))
         .add_service(ElectionServer::new(election::ElectionService(front)));
-    routes.routes()
+    gateway::routes(routes.routes().into_axum_router()).into()
 }
