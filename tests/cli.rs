@@ -6,6 +6,8 @@ mod faults;
 mod grpc;
 #[path = "cli/hinted.rs"]
 mod hinted;
+#[path = "cli/imported.rs"]
+mod imported;
 #[path = "cli/killed.rs"]
 mod killed;
 #[path = "cli/leases.rs"]

@@ -8,6 +8,7 @@
 //! - `serve`, `dev`: run a node; `soak`: run a cluster under churn; `running`: what nodes have in common
 //! - `module`, `machine`, `member`, `apply`, `query`, `kv`, `lease`, `session`, `watch`, `status`: talk to
 //!   one
+//! - `import_etcd`: brings an etcd's keys to one
 //! - `completions`, `compile_module`: for shells, and for a node's own use
 //! - `payload`, `duration`: arguments that stand for bytes and times; `output`: how data is shown;
 //!   `telemetry`: the log and traces
@@ -20,6 +21,7 @@ mod dev;
 mod duration;
 mod exit;
 mod explain;
+mod import_etcd;
 mod kv;
 mod lease;
 mod machine;
@@ -135,6 +137,7 @@ enum Command {
     Watch(watch::Watch),
     Lease(lease::Lease),
     Status(status::Status),
+    ImportEtcd(import_etcd::ImportEtcd),
     Soak(soak::Soak),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -234,6 +237,7 @@ impl Command {
             Command::Session(command) => command.run(global).await?,
             Command::Watch(command) => command.run(global).await?,
             Command::Status(command) => command.run(global).await?,
+            Command::ImportEtcd(command) => command.run(global).await?,
             Command::Soak(command) => return command.run(global).await,
             Command::Serve(_) | Command::Completions(_) | Command::CompileModule(_) => {
                 unreachable!("they have returned")
@@ -335,6 +339,8 @@ mod tests {
             "statehouse machine create NAME --module builtin:kv --replicas 5",
             "statehouse machine create NAME --module builtin:kv --set leases_max=5 --set history_age=1h",
             "statehouse machine set NAME leases_max=5 history_age=1h session_window=default",
+            "statehouse import-etcd FILE",
+            "statehouse import-etcd HOST:2379 --machine NAME --merge",
             "statehouse machine list",
             "statehouse machine show NAME",
             "statehouse machine verify NAME",
