@@ -30,6 +30,8 @@ mod faults;
 mod gateway;
 #[path = "etcd/generate.rs"]
 mod generate;
+#[path = "etcd/import.rs"]
+mod import;
 #[path = "cli/process.rs"]
 #[allow(dead_code, reason = "the tests of the command line use more of it")]
 mod process;
