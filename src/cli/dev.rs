@@ -7,6 +7,7 @@ use futures_util::future;
 
 use super::running::{self, Service};
 use super::{Global, Usage, address, output};
+use crate::api::Server;
 use crate::cli::ExitCode;
 use crate::config::{CLIENT_ADDRESS, ConfigFile, ETCD_MACHINE, EtcdListen, Listen};
 
@@ -45,7 +46,14 @@ const PORTS_APART: u16 = 10;
 
 impl Dev {
     pub async fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
-        let starting = (0..self.nodes).map(|number| self.start(number));
+        let mut bound = Vec::new();
+        for number in 0..self.nodes {
+            let listen = self.listen(number)?;
+            bound.push((Server::bind(&listen).await?, listen));
+        }
+        let first = bound[0].0.addresses().client.to_string();
+        let starting =
+            (0..self.nodes).zip(bound).map(|(number, bound)| self.start(number, bound, first.clone()));
         let services = future::try_join_all(starting).await?;
         running::create_kv(&services[0].node, MACHINE).await?;
         welcome(&services, global.json)?;
@@ -59,23 +67,27 @@ impl Dev {
         Ok(Some(EtcdListen { address, machine: MACHINE.to_owned() }))
     }
 
-    /// Starts one node. The first begins the cluster, the others join it.
-    async fn start(&self, number: u16) -> anyhow::Result<Service> {
+    fn listen(&self, number: u16) -> Result<Listen, Usage> {
         let at = |offset: u16| moved("--client", &self.client, number * PORTS_APART + offset);
-        let first = number == 0;
-        let alone = self.nodes == 1;
-        let listen = Listen {
+        Ok(Listen {
             client: at(0)?,
-            peer: if alone { None } else { Some(at(1)?) },
-            http: first.then(|| self.http.clone()),
+            peer: if self.nodes == 1 { None } else { Some(at(1)?) },
+            http: (number == 0).then(|| self.http.clone()),
             advertise: None,
             etcd: self.etcd_listen(number)?,
-        };
+        })
+    }
+
+    /// Starts one node behind its sockets. The first begins the cluster, the others join it.
+    async fn start(&self, number: u16, bound: (Server, Listen), first: String) -> anyhow::Result<Service> {
+        let (server, listen) = bound;
+        let begins = number == 0;
         let name = format!("node-{}", number + 1);
-        let data_dir = if alone { self.data_dir.clone() } else { self.data_dir.join(&name) };
-        let join = if first { Vec::new() } else { vec![self.client.clone()] };
-        let file = ConfigFile { name: Some(name), bootstrap: Some(first), join, ..ConfigFile::default() };
-        running::start(running::node_config(&file, data_dir, &listen)?, &listen, file.limits).await
+        let data_dir = if self.nodes == 1 { self.data_dir.clone() } else { self.data_dir.join(&name) };
+        let join = if begins { Vec::new() } else { vec![first] };
+        let file = ConfigFile { name: Some(name), bootstrap: Some(begins), join, ..ConfigFile::default() };
+        let config = running::node_config(&file, data_dir, &listen)?;
+        running::start(config, server, &listen, file.limits).await
     }
 }
 
@@ -97,6 +109,8 @@ fn welcome(services: &[Service], as_json: bool) -> anyhow::Result<()> {
     let client = service.addresses.client;
     let http = service.addresses.http.map(|http| http.to_string()).unwrap_or_default();
     let clients: Vec<String> = services.iter().map(|service| service.addresses.client.to_string()).collect();
+    let etcd: Vec<String> =
+        services.iter().filter_map(|service| service.addresses.etcd).map(|etcd| etcd.to_string()).collect();
     let data_dir = service.node.status().data_dir;
     if as_json {
         output::json(&serde_json::json!({
@@ -105,6 +119,7 @@ fn welcome(services: &[Service], as_json: bool) -> anyhow::Result<()> {
                 "client": client.to_string(),
                 "clients": clients,
                 "http": http,
+                "etcd": etcd,
                 "data_dir": data_dir,
             }
         }))?;
@@ -113,12 +128,16 @@ fn welcome(services: &[Service], as_json: bool) -> anyhow::Result<()> {
         addresses if addresses == CLIENT_ADDRESS => String::new(),
         addresses => format!("  export STATEHOUSE_ENDPOINTS={addresses}\n"),
     };
+    let served = match etcd.join(",") {
+        none if none.is_empty() => none,
+        addresses => format!(", etcd {addresses}"),
+    };
     let what = match services.len() {
         1 => "node is ready".to_owned(),
         nodes => format!("{nodes} nodes are ready"),
     };
     output::tell(format_args!(
-        "{what}: client {client}, http {http}, data {}\n\
+        "{what}: client {client}, http {http}{served}, data {}\n\
          There is a machine called `{MACHINE}`. In another terminal, try\n{endpoints}  \
          statehouse kv put colour green\n  \
          statehouse kv get colour\n  \

@@ -155,14 +155,14 @@ async fn stop_well(node: &Node, running: Running, stop_wait: Duration) {
 /// How long clients have to read why a node has failed, before their connections are closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Binds the sockets, opens the node and begins to serve.
+/// Opens the node behind the sockets that were bound for `listen`, and begins to serve.
 pub async fn start(
     mut config: NodeConfig,
+    server: Server,
     listen: &Listen,
     limits: crate::config::Limits,
 ) -> anyhow::Result<Service> {
     let signals = Signals::catch()?;
-    let server = Server::bind(listen).await?;
     let Addresses { client, http, etcd } = server.addresses();
     let named = |wanted: &str, bound: SocketAddr| match &listen.advertise {
         Some(host) => advertised(host, wanted),

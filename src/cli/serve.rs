@@ -9,6 +9,7 @@ use serde_json::json;
 use super::running::{self, Service};
 use super::telemetry::Collector;
 use super::{Global, Usage, address, output, telemetry};
+use crate::api::Server;
 use crate::cli::ExitCode;
 use crate::config::{self, ConfigFile, EtcdListen, Listen};
 
@@ -85,7 +86,8 @@ impl Serve {
         })?;
         let listen = listen(&file);
         let node = running::node_config(&file, data_dir, &listen)?;
-        let service = running::start(node, &listen, file.limits).await?;
+        let server = Server::bind(&listen).await?;
+        let service = running::start(node, server, &listen, file.limits).await?;
         announce(&service, global.json)?;
         service.until_end().await
     }

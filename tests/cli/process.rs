@@ -14,6 +14,9 @@ use tempfile::TempDir;
 /// How long anything here may take. Generous: machines that test are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The same for a start: it may compile a module, which gives way to everything else on the computer.
+const START_PATIENCE: Duration = Duration::from_secs(300);
+
 /// The program, without settings from whoever runs the tests.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_statehouse"));
@@ -118,6 +121,8 @@ pub struct Node {
     child: Child,
     pub client: String,
     pub http: String,
+    /// Where it serves clients of etcd; of several nodes in one process, each.
+    pub etcd: Vec<String>,
     stderr: Option<thread::JoinHandle<Vec<u8>>>,
 }
 
@@ -157,7 +162,7 @@ impl Node {
             let _ = send.send(lines.next());
             lines.for_each(drop);
         });
-        let ready: Option<Value> = match first.recv_timeout(PATIENCE) {
+        let ready: Option<Value> = match first.recv_timeout(START_PATIENCE) {
             Ok(Some(Ok(line))) => serde_json::from_str(&line).ok(),
             _ => None,
         };
@@ -166,8 +171,13 @@ impl Node {
             let told = stderr.join().expect("readable");
             panic!("the node did not get ready: {}", String::from_utf8_lossy(&told));
         };
-        let address = |name: &str| ready["ready"][name].as_str().unwrap_or_default().to_string();
-        Node { client: address("client"), http: address("http"), child, stderr: Some(stderr) }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+        let address = |name: &str| text(&ready["ready"][name]);
+        let etcd = match &ready["ready"]["etcd"] {
+            Value::String(address) => vec![address.clone()],
+            several => several.as_array().into_iter().flatten().map(text).collect(),
+        };
+        Node { client: address("client"), http: address("http"), etcd, child, stderr: Some(stderr) }
     }
 
     /// The program, told where this node is.

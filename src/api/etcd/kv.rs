@@ -197,6 +197,31 @@ fn shape<T: Message + Default>(request: &[u8]) -> Result<T, Status> {
 /// Answers a range as a stream. The machine bounds an answer, so one part holds it all.
 struct RangeStream(Arc<Front>);
 
+/// Refuses what etcd does not stream, unless the machine has more to say against it.
+fn check_streamed(request: &RangeRequest) -> Result<(), Status> {
+    let known = SortOrder::try_from(request.sort_order).is_ok()
+        && SortTarget::try_from(request.sort_target).is_ok()
+        && !request.key.is_empty();
+    let sorted = match request.sort_order() {
+        SortOrder::None => false,
+        SortOrder::Ascend => request.sort_target() != SortTarget::Key,
+        SortOrder::Descend => true,
+    };
+    let revisions = [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ];
+    if known && sorted {
+        return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
+    }
+    if known && revisions.iter().any(|revision| *revision != 0) {
+        return Err(Status::unimplemented("RangeStream does not support revision filters"));
+    }
+    Ok(())
+}
+
 /// A `RangeStreamResponse`.
 struct Part(Answer);
 
@@ -219,7 +244,9 @@ impl ServerStreamingService<Bytes> for RangeStream {
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let front = self.0.clone();
         Box::pin(async move {
-            let part = front.answer(Kind::Range, &request.into_inner()).await.map(Part)?;
+            let request = request.into_inner();
+            check_streamed(&shape(&request)?)?;
+            let part = front.answer(Kind::Range, &request).await.map(Part)?;
             Ok(Response::new(Box::pin(stream::once(async { Ok(part) })) as Parts))
         })
     }

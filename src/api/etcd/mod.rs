@@ -49,7 +49,7 @@ pub const VERSION: &str = "3.7.3";
 /// The version that all members of a cluster of that version have in common.
 const CLUSTER_VERSION: &str = "3.7.0";
 
-/// What etcd takes as one request, without a setting of its own.
+/// What etcd takes into its log as one request, without a setting of its own.
 const REQUEST_BYTES_MAX: usize = 1_536 << 10;
 /// What it takes as one message: room for the request's frame.
 const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + (512 << 10);
@@ -101,7 +101,9 @@ impl Front {
 
     /// Has the machine apply a request: the bytes of its answer.
     async fn apply(&self, kind: Kind, request: &[u8]) -> Result<Bytes, Status> {
-        check_size(request)?;
+        if request.len() > REQUEST_BYTES_MAX {
+            return Err(status::REQUEST_TOO_LARGE.into());
+        }
         let applied = self.node().apply(&self.machine, kind.envelope(request).into()).await;
         match applied.map_err(|why| status::of(&why))?.outcome {
             Outcome::Ok(answer) => Ok(answer),
@@ -114,7 +116,6 @@ impl Front {
 
     /// Asks the machine: the bytes of its answer.
     async fn query(&self, kind: Kind, request: &[u8], consistency: Consistency) -> Result<Bytes, Status> {
-        check_size(request)?;
         let answered = self.node().query(&self.machine, kind.envelope(request).into(), consistency).await;
         let answered = answered.map_err(|why| status::of(&why))?;
         answered.outcome.map_err(|refusal| status::refused(&refusal))
@@ -127,13 +128,6 @@ const STALE: Consistency = Consistency::Local { min_index: Index(0) };
 /// How fresh a read must be.
 fn consistency(serializable: bool) -> Consistency {
     if serializable { STALE } else { Consistency::Linearizable }
-}
-
-fn check_size(request: &[u8]) -> Result<(), Status> {
-    match request.len() {
-        0..=REQUEST_BYTES_MAX => Ok(()),
-        _ => Err(status::REQUEST_TOO_LARGE.into()),
-    }
 }
 
 /// As etcd's messages have it.

@@ -1,0 +1,337 @@
+//! etcd's API as its clients see it: what can be shown without etcd. `tests/etcd` compares the two.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use statehouse::proto::etcd::etcdserverpb as pb;
+use statehouse::proto::etcd::etcdserverpb::cluster_client::ClusterClient;
+use statehouse::proto::etcd::etcdserverpb::lease_client::LeaseClient;
+use statehouse::proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
+use statehouse::proto::etcd::etcdserverpb::raw::kv_client::KvClient;
+use statehouse::proto::etcd::etcdserverpb::raw::watch_client::WatchClient;
+use statehouse::proto::etcd::etcdserverpb::watch_request::RequestUnion;
+use statehouse::proto::etcd::v3electionpb as election;
+use statehouse::proto::etcd::v3electionpb::election_client::ElectionClient;
+use statehouse::proto::etcd::v3lockpb as lock;
+use statehouse::proto::etcd::v3lockpb::lock_client::LockClient;
+use statehouse_kv::messages::{
+    CompactionRequest, DeleteRangeRequest, EventType, PutRequest, RangeRequest, Request, RequestOp,
+    TxnRequest,
+};
+use tokio::sync::mpsc;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use super::process::{Node, directory, program};
+
+fn serve(data: &Path) -> Node {
+    Node::serve(data, &["--etcd", "127.0.0.1:0"])
+}
+
+async fn channel(address: &str) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
+    endpoint.connect().await.expect("it listens")
+}
+
+fn put(key: &str, value: &str) -> PutRequest {
+    PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() }
+}
+
+fn get(key: &str) -> RangeRequest {
+    RangeRequest { key: key.into(), ..RangeRequest::default() }
+}
+
+#[track_caller]
+fn said<T: std::fmt::Debug>(answer: Result<tonic::Response<T>, Status>, code: Code, text: &str) {
+    let status = answer.expect_err("a refusal");
+    assert_eq!((status.code(), status.message()), (code, text));
+}
+
+/// A stream of watches, as a client has it.
+struct Watcher {
+    requests: mpsc::Sender<pb::WatchRequest>,
+    answers: Streaming<pb::WatchResponse>,
+}
+
+impl Watcher {
+    async fn connect(channel: Channel) -> Watcher {
+        let (requests, asked) = mpsc::channel::<pb::WatchRequest>(16);
+        let asked = stream::unfold(asked, |mut asked| async { Some((asked.recv().await?, asked)) });
+        let answers = WatchClient::new(channel).watch(asked).await.expect("a stream").into_inner();
+        Watcher { requests, answers }
+    }
+
+    async fn ask(&self, request: RequestUnion) {
+        let request = pb::WatchRequest { request_union: Some(request) };
+        self.requests.send(request).await.expect("the stream is open");
+    }
+
+    async fn create(&self, create: pb::WatchCreateRequest) {
+        self.ask(RequestUnion::CreateRequest(create)).await;
+    }
+
+    async fn next(&mut self) -> pb::WatchResponse {
+        let next = tokio::time::timeout(Duration::from_secs(20), self.answers.next()).await;
+        next.expect("an answer in time").expect("an open stream").expect("no error")
+    }
+}
+
+fn all_keys(start_revision: i64) -> pb::WatchCreateRequest {
+    let all = pb::WatchCreateRequest { key: vec![0].into(), range_end: vec![0].into(), ..Default::default() };
+    pb::WatchCreateRequest { start_revision, ..all }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_put_read_deleted_and_compacted_as_in_etcd() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let mut kv = KvClient::new(channel(&node.etcd[0]).await);
+    for (request, revision) in [(put("a", "1"), 2), (put("b", "2"), 3), (put("a", "3"), 4)] {
+        let header = kv.put(request).await.expect("put").into_inner().header.expect("a header");
+        assert_eq!(header.revision, revision);
+        assert!(header.cluster_id != 0 && header.member_id != 0 && header.raft_term > 0, "{header:?}");
+    }
+    let found = kv.range(get("a")).await.expect("found").into_inner();
+    assert_eq!((found.count, found.more, found.kvs[0].value.as_slice()), (1, false, &b"3"[..]));
+    assert_eq!((found.kvs[0].create_revision, found.kvs[0].mod_revision, found.kvs[0].version), (2, 4, 2));
+    let past = RangeRequest { revision: 3, serializable: true, ..get("a") };
+    assert_eq!(kv.range(past.clone()).await.expect("found").into_inner().kvs[0].value, b"1");
+
+    let steps = [Request::RequestPut(put("c", "4")), Request::RequestRange(get("c"))];
+    let success = steps.into_iter().map(|step| RequestOp { request: Some(step) }).collect();
+    let done = kv.txn(TxnRequest { success, ..TxnRequest::default() }).await.expect("done").into_inner();
+    assert_eq!((done.succeeded, done.responses.len()), (true, 2));
+    let delete = DeleteRangeRequest { key: "c".into(), ..DeleteRangeRequest::default() };
+    assert_eq!(kv.delete_range(delete).await.expect("deleted").into_inner().deleted, 1);
+    kv.compact(CompactionRequest { revision: 4, physical: true }).await.expect("compacted");
+
+    let (invalid, range) = (Code::InvalidArgument, Code::OutOfRange);
+    said(kv.put(put("", "1")).await, invalid, "etcdserver: key is not provided");
+    said(kv.range(past).await, range, "etcdserver: mvcc: required revision has been compacted");
+    let future = RangeRequest { revision: 99, ..get("a") };
+    said(kv.range(future).await, range, "etcdserver: mvcc: required revision is a future revision");
+    let sorted = RangeRequest { sort_target: 77, ..get("a") };
+    said(kv.range(sorted).await, invalid, "etcdserver: invalid sort option");
+    let leased = PutRequest { lease: 77, ..put("a", "1") };
+    said(kv.put(leased).await, Code::NotFound, "etcdserver: requested lease not found");
+    let large = put("a", &"v".repeat(1_600 << 10));
+    said(kv.put(large).await, invalid, "etcdserver: request is too large");
+    // A put of what was deleted to the end of the keys is where etcd 3.5 crashed.
+    let to_the_end = DeleteRangeRequest { key: "a".into(), range_end: vec![0], prev_kv: false };
+    let again = PutRequest { ignore_value: true, ..put("b", "") };
+    let steps = [Request::RequestDeleteRange(to_the_end), Request::RequestPut(again)];
+    let success = steps.into_iter().map(|step| RequestOp { request: Some(step) }).collect();
+    let crash = kv.txn(TxnRequest { success, ..TxnRequest::default() }).await;
+    said(crash, invalid, "etcdserver: duplicate key given in txn request");
+
+    // Of another machine than `kv` nothing is known there; a restart forgets nothing.
+    node.kill();
+    let node = serve(directory.path());
+    let mut kv = KvClient::new(channel(&node.etcd[0]).await);
+    assert_eq!(kv.range(get("b")).await.expect("found").into_inner().kvs[0].value, b"2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_the_machine_answers_at_once_is_put_together() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let mut kv = KvClient::new(channel(&node.etcd[0]).await).max_decoding_message_size(64 << 20);
+    let value = "v".repeat(700 << 10);
+    for number in 0..9 {
+        kv.put(put(&format!("k{number}"), &value)).await.expect("put");
+    }
+    let all = RangeRequest { key: vec![0], range_end: vec![0], ..RangeRequest::default() };
+    let found = kv.range(all.clone()).await.expect("found").into_inner();
+    assert_eq!((found.kvs.len(), found.count, found.more), (9, 9, false));
+    assert!(found.kvs.iter().enumerate().all(|(n, kv)| kv.key == format!("k{n}").into_bytes()));
+    let found = kv.range(RangeRequest { limit: 8, ..all }).await.expect("found").into_inner();
+    assert_eq!((found.kvs.len(), found.count, found.more), (8, 9, true));
+    assert_eq!(found.header.expect("a header").revision, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_begin_in_the_past_now_or_in_the_future_and_are_told_what_is_compacted() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let channel = channel(&node.etcd[0]).await;
+    let mut kv = KvClient::new(channel.clone());
+    let mut watcher = Watcher::connect(channel).await;
+    kv.put(put("a", "1")).await.expect("put");
+    kv.put(put("a", "2")).await.expect("put");
+
+    watcher.create(pb::WatchCreateRequest { prev_kv: true, ..all_keys(2) }).await;
+    let created = watcher.next().await;
+    assert!(created.created && !created.canceled, "{created:?}");
+    assert_eq!((created.watch_id, created.header.expect("a header").revision), (0, 3));
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        told.extend(watcher.next().await.events);
+    }
+    let seen: Vec<_> = told
+        .iter()
+        .map(|event| {
+            let value = |kv: &statehouse_kv::messages::KeyValue| kv.value.clone();
+            (event.kv.as_ref().map(value), event.prev_kv.as_ref().map(value))
+        })
+        .collect();
+    assert_eq!(seen, [(Some(b"1".to_vec()), None), (Some(b"2".to_vec()), Some(b"1".to_vec()))]);
+
+    // Not before revision 5, and no puts.
+    let filters = vec![pb::watch_create_request::FilterType::Noput.into()];
+    watcher.create(pb::WatchCreateRequest { watch_id: 7, filters, ..all_keys(5) }).await;
+    assert_eq!(watcher.next().await.watch_id, 7);
+    let delete = DeleteRangeRequest { key: "a".into(), ..DeleteRangeRequest::default() };
+    kv.delete_range(delete.clone()).await.expect("deleted");
+    kv.put(put("a", "3")).await.expect("put");
+    kv.delete_range(delete).await.expect("deleted");
+    let mut of_seven = Vec::new();
+    let mut of_zero = 0;
+    while of_zero < 3 || of_seven.is_empty() {
+        let answer = watcher.next().await;
+        match answer.watch_id {
+            0 => of_zero += answer.events.len(),
+            _ => of_seven.extend(answer.events),
+        }
+    }
+    let revision = of_seven[0].kv.as_ref().map(|kv| kv.mod_revision);
+    assert_eq!((of_seven.len(), of_seven[0].r#type(), revision), (1, EventType::Delete, Some(6)));
+
+    watcher.ask(RequestUnion::ProgressRequest(pb::WatchProgressRequest {})).await;
+    let progress = watcher.next().await;
+    assert_eq!((progress.watch_id, progress.header.expect("a header").revision), (-1, 6));
+    watcher.ask(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 7 })).await;
+    let canceled = watcher.next().await;
+    assert!(canceled.canceled && canceled.watch_id == 7, "{canceled:?}");
+
+    kv.compact(CompactionRequest { revision: 5, physical: false }).await.expect("compacted");
+    watcher.create(all_keys(2)).await;
+    let created = watcher.next().await;
+    assert!(created.created && created.watch_id == 1, "{created:?}");
+    let canceled = watcher.next().await;
+    assert_eq!((canceled.canceled, canceled.watch_id, canceled.compact_revision), (true, 1, 5));
+
+    for (create, why) in [
+        (pb::WatchCreateRequest { watch_id: 0, ..all_keys(-1) }, "required revision has been compacted"),
+        (pb::WatchCreateRequest { range_end: "a".into(), key: "b".into(), ..all_keys(0) }, "range is empty"),
+    ] {
+        watcher.create(create).await;
+        let refused = watcher.next().await;
+        assert!(refused.created && refused.canceled && refused.watch_id == -1, "{refused:?}");
+        assert!(refused.cancel_reason.contains(why), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_keep_etcds_seconds_and_take_their_keys_along() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let channel = channel(&node.etcd[0]).await;
+    let (mut leases, mut kv) = (LeaseClient::new(channel.clone()), KvClient::new(channel));
+    let granted = leases.lease_grant(pb::LeaseGrantRequest { ttl: 1, id: 7 }).await.expect("granted");
+    // No shorter time is granted than etcd's shortest.
+    assert_eq!((granted.get_ref().id, granted.get_ref().ttl), (7, 2));
+    let again = leases.lease_grant(pb::LeaseGrantRequest { ttl: 5, id: 7 }).await;
+    said(again, Code::FailedPrecondition, "etcdserver: lease already exists");
+    let long = leases.lease_grant(pb::LeaseGrantRequest { ttl: 9_000_000_001, id: 8 }).await;
+    said(long, Code::OutOfRange, "etcdserver: too large lease TTL");
+    for key in ["a", "b"] {
+        kv.put(PutRequest { lease: 7, ..put(key, "1") }).await.expect("put");
+    }
+    let asked = pb::LeaseTimeToLiveRequest { id: 7, keys: true };
+    let shown = leases.lease_time_to_live(asked).await.expect("shown").into_inner();
+    assert_eq!((shown.granted_ttl, shown.keys), (2, vec!["a".into(), "b".into()]));
+    let ids = [7, 99, 7].map(|id| pb::LeaseKeepAliveRequest { id });
+    let kept = leases.lease_keep_alive(stream::iter(ids)).await.expect("a stream").into_inner();
+    let kept: Vec<_> =
+        kept.map(|kept| kept.map(|kept| (kept.id, kept.ttl)).expect("no error")).collect().await;
+    assert_eq!(kept, [(7, 2), (99, 0), (7, 2)]);
+    let begun = Instant::now();
+    while kv.range(get("a")).await.expect("answered").into_inner().count == 1 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the lease does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let shown = leases.lease_time_to_live(asked).await.expect("shown").into_inner();
+    assert_eq!((shown.ttl, shown.granted_ttl), (-1, 0));
+    let gone = leases.lease_revoke(pb::LeaseRevokeRequest { id: 7 }).await;
+    said(gone, Code::NotFound, "etcdserver: requested lease not found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_take_any_request_and_locks_and_elections_pass_on() {
+    let directory = directory();
+    let mut command = program();
+    command.args(["dev", "--json", "--nodes", "3", "--client", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    command.args(["--etcd", "127.0.0.1:0", "--data-dir"]).arg(directory.path());
+    let node = Node::start(&mut command);
+    let mut channels = Vec::new();
+    for address in &node.etcd {
+        channels.push(channel(address).await);
+    }
+    let [one, two, three] = &channels[..] else { panic!("three nodes, not {:?}", node.etcd) };
+    let members = ClusterClient::new(one.clone()).member_list(pb::MemberListRequest::default()).await;
+    let mut addresses: Vec<_> = members
+        .expect("listed")
+        .into_inner()
+        .members
+        .into_iter()
+        .flat_map(|member| member.client_ur_ls)
+        .collect();
+    addresses.sort_unstable();
+    let mut due: Vec<_> = node.etcd.iter().map(|address| format!("http://{address}")).collect();
+    due.sort_unstable();
+    assert_eq!(addresses, due);
+
+    let mut watcher = Watcher::connect(three.clone()).await;
+    watcher.create(all_keys(0)).await;
+    assert!(watcher.next().await.created);
+    KvClient::new(one.clone()).put(put("a", "1")).await.expect("put");
+    let found = KvClient::new(two.clone()).range(get("a")).await.expect("found").into_inner();
+    assert_eq!(found.kvs[0].value, b"1");
+    assert_eq!(watcher.next().await.events.len(), 1);
+    // A hash of the same revision is the same everywhere.
+    let mut hashes = Vec::new();
+    for channel in [one, two, three] {
+        let asked = pb::HashKvRequest { revision: 2 };
+        let hashed =
+            MaintenanceClient::new(channel.clone()).hash_kv(asked).await.expect("hashed").into_inner();
+        hashes.push((hashed.hash, hashed.hash_revision));
+    }
+    assert!(hashes.iter().all(|hash| *hash == hashes[0] && hash.1 == 2), "{hashes:?}");
+
+    // The second waits for the lock until the first gives it back.
+    let held = LockClient::new(one.clone()).lock(lock::LockRequest { name: "l".into(), lease: 0 }).await;
+    let held = held.expect("locked").into_inner().key;
+    let mut second = LockClient::new(two.clone());
+    let waiting =
+        tokio::spawn(async move { second.lock(lock::LockRequest { name: "l".into(), lease: 0 }).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished(), "two hold the lock");
+    LockClient::new(three.clone()).unlock(lock::UnlockRequest { key: held }).await.expect("unlocked");
+    waiting.await.expect("no panic").expect("locked");
+
+    fn campaign(value: &'static str) -> election::CampaignRequest {
+        election::CampaignRequest { name: "e".into(), lease: 0, value: value.into() }
+    }
+    let mut elections = ElectionClient::new(one.clone());
+    let asked = election::LeaderRequest { name: "e".into() };
+    said(elections.leader(asked.clone()).await, Code::Unknown, "election: no leader");
+    let first = elections.campaign(campaign("first")).await.expect("elected").into_inner().leader;
+    let mut seen =
+        ElectionClient::new(three.clone()).observe(asked.clone()).await.expect("seen").into_inner();
+    let mut leader = async || {
+        let told = seen.next().await.expect("an open stream").expect("no error");
+        told.kv.expect("a leader").value
+    };
+    assert_eq!(leader().await, b"first");
+    let proclaim = election::ProclaimRequest { leader: first.clone(), value: "more".into() };
+    elections.proclaim(proclaim.clone()).await.expect("proclaimed");
+    assert_eq!(leader().await, b"more");
+    let mut rival = ElectionClient::new(two.clone());
+    let waiting = tokio::spawn(async move { rival.campaign(campaign("second")).await });
+    elections.resign(election::ResignRequest { leader: first }).await.expect("resigned");
+    waiting.await.expect("no panic").expect("elected");
+    assert_eq!(leader().await, b"second");
+    said(elections.proclaim(proclaim).await, Code::Unknown, "election: not leader");
+}
