@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Front, status};
 use crate::error::Error;
 use crate::machine::lease::TTL_MS_MAX;
+use crate::node::request::LeaseInfo;
 use crate::proto::etcd::etcdserverpb::lease_server::Lease;
 use crate::proto::etcd::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
@@ -109,22 +110,27 @@ impl Lease for LeaseService {
         &self,
         _: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let mut leases = Vec::new();
-        let mut after = 0;
-        loop {
-            let page =
-                self.0.node().leases(&self.0.machine, after, 0).await.map_err(|why| status::of(&why))?;
-            after = page.leases.last().map_or(after, |lease| lease.id);
-            leases.extend(page.leases.iter().map(|lease| LeaseStatus { id: lease.id as i64 }));
-            if !page.more {
-                break;
-            }
-        }
+        let leases = self.0.all_leases().await?;
+        let leases = leases.iter().map(|lease| LeaseStatus { id: lease.id as i64 }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: self.0.header().await?, leases }))
     }
 }
 
 impl Front {
+    /// All leases of the machine, by id.
+    pub(super) async fn all_leases(&self) -> Result<Vec<LeaseInfo>, Status> {
+        let mut leases: Vec<LeaseInfo> = Vec::new();
+        loop {
+            let after = leases.last().map_or(0, |lease| lease.id);
+            let page = self.node().leases(&self.machine, after, 0).await;
+            let page = page.map_err(|why| status::of(&why))?;
+            leases.extend(page.leases);
+            if !page.more {
+                return Ok(leases);
+            }
+        }
+    }
+
     /// Renews leases, and answers each request in its place.
     async fn renew(
         &self,

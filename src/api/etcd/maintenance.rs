@@ -8,7 +8,7 @@ use futures_util::stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::pages::Pages;
-use super::{Front, VERSION, status};
+use super::{Front, VERSION, snapshot, status};
 use crate::id::NodeId;
 use crate::proto::etcd::etcdserverpb as pb;
 use crate::proto::etcd::etcdserverpb::alarm_request::AlarmAction;
@@ -87,7 +87,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Snapshot>, Status> {
-        Err(Status::unimplemented(status::ours("snapshots as files of etcd are not made yet")))
+        Ok(Response::new(Box::pin(snapshot::take(self.0.clone()).await?)))
     }
 
     async fn move_leader(
@@ -121,7 +121,7 @@ impl Maintenance for MaintenanceService {
 }
 
 /// The first two numbers of the version, as etcd names the version of its files.
-fn storage_version() -> String {
+pub(super) fn storage_version() -> String {
     let minor = VERSION.rsplit_once('.').map_or(VERSION, |(minor, _)| minor);
     format!("{minor}.0")
 }

@@ -8,6 +8,7 @@
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`: etcd's services, a file
 //!   each; `store`: what the last two do with the machine
 //! - `gateway`: all of them as JSON over HTTP
+//! - `pages`: many keys, a page at a time; `snapshot`: all of them as a database of etcd
 //! - `raw`: messages that are not read; `status`: what etcd says when something is wrong
 
 mod auth;
@@ -20,6 +21,7 @@ mod lock;
 mod maintenance;
 mod pages;
 mod raw;
+mod snapshot;
 mod status;
 mod store;
 mod watch;
