@@ -194,17 +194,36 @@ pub async fn start(
     Ok(Service { node, addresses, running, signals, stop_wait })
 }
 
-/// Sees to it that there is a machine of `builtin:kv` under a name.
+/// How long the first start of a cluster waits for its first machine, and how often it looks.
+const MACHINE_PATIENCE: Duration = Duration::from_secs(120);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Sees to it that there is a machine of `builtin:kv` under a name, and that it answers if it is new. A
+/// creation that takes long, because the computer is busy, goes on by itself.
 pub async fn create_kv(node: &Node, name: &str) -> Result<(), Error> {
     if !matches!(node.machine(name), Err(Error::NotFound(_))) {
         return Ok(());
     }
     let module = node.builtin("kv").await?;
     match node.create_machine(name, module, Bytes::new()).await {
-        // Somebody else was quicker.
-        Ok(_) | Err(Error::AlreadyExists(_)) => Ok(()),
-        Err(why) => Err(why),
+        // Somebody else was quicker, or it is on its way.
+        Ok(_) | Err(Error::AlreadyExists(_) | Error::Unavailable(_) | Error::Unknown(_)) => {}
+        Err(why) => return Err(why),
     }
+    let begun = Clock::start();
+    while let Err(why) = node.leases(name, 0, 1).await {
+        let passing = matches!(why, Error::Unavailable(_) | Error::DeadlineExceeded(_));
+        if !passing && !matches!(why, Error::NotLeader { .. } | Error::Unknown(_)) {
+            return Err(why);
+        }
+        if Duration::from_nanos(begun.elapsed_ns()) > MACHINE_PATIENCE {
+            tracing::warn!(machine = name, %why, "the machine is still being created; it is served when it \
+                is");
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
 }
 
 impl Service {
