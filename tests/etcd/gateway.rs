@@ -58,6 +58,9 @@ const REQUESTS: [(&str, &str); 34] = [
     ("/v3/no/such/path", "{}"),
 ];
 
+/// How both begin to tell of what is no JSON or no base64: the rest is each parser's own way of putting it.
+const SYNTAX: [&str; 4] = ["proto: (line 1", "proto: invalid base64", "invalid character", "no JSON: "];
+
 /// What curl got: the status, and the body without ids and terms.
 fn ask(server: &Server, path: &str, body: &str) -> String {
     let url = format!("http://{}{path}", server.address);
@@ -68,6 +71,9 @@ fn ask(server: &Server, path: &str, body: &str) -> String {
     let (body, status) = done.ok().rsplit_once('\n').expect("a status");
     let mut parsed: Value = serde_json::from_str(body).unwrap_or_else(|_| Value::from(body.trim()));
     hide_ids(&mut parsed);
+    if parsed["message"].as_str().is_some_and(|message| SYNTAX.iter().any(|words| message.contains(words))) {
+        parsed["message"] = Value::from("about the syntax");
+    }
     format!("{status} {parsed}")
 }
 
