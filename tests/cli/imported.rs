@@ -3,9 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use prost::Message;
 use serde_json::{Value, json};
+use statehouse::bbolt::etcd::Lease;
+use statehouse::bbolt::snapshot::{About, Snapshot};
+use statehouse_kv::messages::KeyValue;
 
-use super::leases::node_with_kv;
+use super::killed::{ports, serve};
+use super::leases::{node_with_kv, wait_for};
 use super::process::{Done, Node, directory};
 
 /// A snapshot of etcd 3.7.3; `make` beside it says what is in it.
@@ -85,7 +90,7 @@ fn keys_and_leases_of_a_snapshot_are_in_the_machine_and_say_so() {
     // The end of a lease takes its keys along, as ever.
     let lease = of("lock/a", "lease").to_string();
     node.run(["lease", "revoke", &lease]).ok();
-    super::leases::wait_for("the keys of the lease are gone", || pairs(&node, "lock/").is_empty());
+    wait_for("the keys of the lease are gone", || pairs(&node, "lock/").is_empty());
     // What has ended since is brought again.
     assert_eq!(import(&node, &snapshot(), &["--merge", "--json"]).json()["blake3"], done["blake3"]);
     assert_eq!(pairs(&node, "lock/").len(), 2);
@@ -132,4 +137,47 @@ fn what_cannot_be_brought_is_named_and_nothing_is_written() {
     node.run(["machine", "create", "notes", "--module", &super::component("notes")]).ok();
     import(&node, &snapshot(), &["--machine", "notes"]).failed(1, &["notes", "builtin:kv"]);
     assert_eq!(count(&node), 0, "nothing was written");
+}
+
+#[test]
+fn an_import_outlives_a_node_that_is_killed_under_it() {
+    const KEYS: i64 = 30_000;
+    let directory = directory();
+    let ports = [ports()];
+    let node = Node::start(&mut serve(directory.path(), 0, &ports));
+    node.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "300"]).ok();
+    let mut snapshot = Snapshot::new(tempfile::tempfile().expect("a file"));
+    for number in 0..KEYS {
+        let (key, created) = (format!("{number:05}"), KEYS + 1 - number);
+        let pair = KeyValue {
+            key: key.into(),
+            value: vec![b'v'; 500],
+            create_revision: created,
+            mod_revision: created,
+            version: 1,
+            lease: if number % 100 == 0 { 7 } else { 0 },
+            ..KeyValue::default()
+        };
+        snapshot.add(created, &pair.encode_to_vec()).expect("put aside");
+    }
+    let leases = [Lease { id: 7, ttl_s: 60, remaining_s: 0 }];
+    let about = About { revision: KEYS + 1, index: 1, term: 1, version: "3.7.0", leases: &leases };
+    let file = directory.path().join("large.db");
+    snapshot.write(std::fs::File::create(&file).expect("a file"), &about).expect("written");
+
+    let source = file.to_str().expect("paths of tests are text").to_owned();
+    let mut command = node.command(["import-etcd", &source, "--json"]);
+    let importing = std::thread::spawn(move || super::run_with(&mut command, b""));
+    let count = |node: &Node| {
+        let found = node.run(["kv", "get", "", "--prefix", "--limit", "1", "--json"]);
+        found.json()["count"].as_i64().unwrap_or_default()
+    };
+    wait_for("some keys are there", || count(&node) > 0);
+    node.kill();
+    assert!(!importing.is_finished(), "the node was killed too late for this test: give it more keys");
+    let node = Node::start(&mut serve(directory.path(), 0, &ports));
+    let done = importing.join().expect("it does not panic");
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!((&done.json()["keys"], &done.json()["leases"]), (&json!(KEYS), &json!(1)));
+    assert_eq!(count(&node), KEYS);
 }

@@ -6,13 +6,14 @@
 //! and HTTP statuses. It must never know what a request means: what is served here is served by gRPC.
 //!
 //! # Layout
-//! - `paths`: which path is which method; `convert`: messages to JSON and back; `health`: whether this node
-//!   serves
+//! - `paths`: which path is which method; `convert`: messages to JSON and back; `words`: what is wrong with
+//!   JSON; `health`: whether this node serves
 //! - this file: requests in, answers out
 
 mod convert;
 mod health;
 mod paths;
+mod words;
 
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,8 @@ use tokio::sync::oneshot;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
+use super::words;
+
 /// The longest message of a stream: what a stream of etcd's carries is a few hundred bytes.
 const STREAMED_BYTES_MAX: usize = 1 << 20;
 
@@ -67,14 +69,21 @@ impl Messages {
             None => None,
             Some(Err(why)) if why.is_eof() && !self.ended => return Ok(None),
             Some(Err(why)) if why.is_eof() => return Err(Status::invalid_argument("unexpected EOF")),
-            Some(Err(why)) => return Err(Status::invalid_argument(format!("no JSON: {why}"))),
+            Some(Err(why)) => {
+                let words = words::syntax(&self.text).unwrap_or_else(|| format!("no JSON: {why}"));
+                return Err(Status::invalid_argument(words));
+            }
             Some(Ok(value)) => Some(value),
         };
         let read = values.byte_offset();
+        let message = value.map(|value| {
+            DynamicMessage::deserialize_with_options(self.descriptor.clone(), value, &READ).map_err(|why| {
+                let words = words::misfit(&self.text[..read], &self.descriptor);
+                Status::invalid_argument(words.unwrap_or_else(|| format!("proto: {why}")))
+            })
+        });
         self.text.drain(..read);
-        let Some(value) = value else { return Ok(None) };
-        let message = DynamicMessage::deserialize_with_options(self.descriptor.clone(), value, &READ);
-        message.map(Some).map_err(|why| Status::invalid_argument(format!("proto: {why}")))
+        message.transpose()
     }
 
     /// The messages as they come.
