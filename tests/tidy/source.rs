@@ -184,7 +184,8 @@ impl Source {
         let mut paths = Vec::new();
         let mut at = 0;
         while at < self.tokens.len() {
-            if self.tokens[at].text == "use" {
+            // `use<>` says what a type captures: no path.
+            if self.tokens[at].text == "use" && !self.starts_with(at + 1, &["<"]) {
                 at = self.use_tree(at + 1, &[], &mut paths);
             } else if is_name(&self.tokens[at].text) && !self.follows_separator(at) {
                 let (end, parts) = self.chain(at);
