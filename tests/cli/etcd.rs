@@ -118,6 +118,9 @@ async fn keys_are_put_read_deleted_and_compacted_as_in_etcd() {
     said(kv.put(leased).await, Code::NotFound, "etcdserver: requested lease not found");
     let large = put("a", &"v".repeat(1_600 << 10));
     said(kv.put(large).await, invalid, "etcdserver: request is too large");
+    let too_large = kv.put(put("a", &"v".repeat(3 << 20))).await;
+    let text = format!("grpc: received message larger than max ({} vs. 2097152)", (3 << 20) + 8);
+    said(too_large, Code::ResourceExhausted, &text);
     // A put of what was deleted to the end of the keys is where etcd 3.5 crashed.
     let to_the_end = DeleteRangeRequest { key: "a".into(), range_end: vec![0], prev_kv: false };
     let again = PutRequest { ignore_value: true, ..put("b", "") };

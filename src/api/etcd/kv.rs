@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 
 use super::pages::{self, Pages};
 use super::raw::{Answer, Encode, RawCodec};
-use super::{Front, MESSAGE_BYTES_MAX, consistency, odd};
+use super::{Front, REFUSED_BYTES_MAX, check_message, consistency, odd};
 use crate::node::request::Consistency;
 
 /// The service.
@@ -63,13 +63,13 @@ where
             "RangeStream" => {
                 let call = RangeStream(self.0.clone());
                 let mut grpc =
-                    Grpc::new(RawCodec::<Part>::default()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+                    Grpc::new(RawCodec::<Part>::default()).max_decoding_message_size(REFUSED_BYTES_MAX);
                 return Box::pin(async move { Ok(grpc.server_streaming(call, request).await) });
             }
             _ => return Box::pin(async { Ok(Status::unimplemented("").into_http()) }),
         };
         let call = Unary { front: self.0.clone(), kind };
-        let mut grpc = Grpc::new(RawCodec::<Answer>::default()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut grpc = Grpc::new(RawCodec::<Answer>::default()).max_decoding_message_size(REFUSED_BYTES_MAX);
         Box::pin(async move { Ok(grpc.unary(call, request).await) })
     }
 }
@@ -85,7 +85,11 @@ impl UnaryService<Bytes> for Unary {
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let (front, kind) = (self.front.clone(), self.kind);
-        Box::pin(async move { front.answer(kind, &request.into_inner()).await.map(Response::new) })
+        Box::pin(async move {
+            let request = request.into_inner();
+            check_message(&request)?;
+            front.answer(kind, &request).await.map(Response::new)
+        })
     }
 }
 
@@ -245,6 +249,7 @@ impl ServerStreamingService<Bytes> for RangeStream {
         let front = self.0.clone();
         Box::pin(async move {
             let request = request.into_inner();
+            check_message(&request)?;
             check_streamed(&shape(&request)?)?;
             let part = front.answer(Kind::Range, &request).await.map(Part)?;
             Ok(Response::new(Box::pin(stream::once(async { Ok(part) })) as Parts))

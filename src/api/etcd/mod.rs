@@ -55,6 +55,17 @@ const CLUSTER_VERSION: &str = "3.7.0";
 const REQUEST_BYTES_MAX: usize = 1_536 << 10;
 /// What it takes as one message: room for the request's frame.
 const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + (512 << 10);
+/// What is read of a message before it is refused in etcd's words; of longer ones nothing is.
+const REFUSED_BYTES_MAX: usize = 16 << 20;
+
+/// As etcd's gRPC library does before etcd sees a message.
+fn check_message(message: &[u8]) -> Result<(), Status> {
+    if message.len() <= MESSAGE_BYTES_MAX {
+        return Ok(());
+    }
+    let (bytes, max) = (message.len(), MESSAGE_BYTES_MAX);
+    Err(Status::resource_exhausted(format!("grpc: received message larger than max ({bytes} vs. {max})")))
+}
 
 /// What all of etcd's services share.
 pub(super) struct Front {

@@ -23,7 +23,7 @@ use tonic::server::{Grpc, NamedService, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::raw::{Encode, RawCodec};
-use super::{Front, MESSAGE_BYTES_MAX, revision_of, status};
+use super::{Front, MESSAGE_BYTES_MAX, REFUSED_BYTES_MAX, check_message, revision_of, status};
 use crate::api::Stopping;
 use crate::api::watch_set::{WatchSet, Word};
 use crate::error::Error;
@@ -72,7 +72,7 @@ where
         }
         let call = Call(self.0.clone());
         let mut grpc =
-            Grpc::new(RawCodec::<WatchAnswer>::default()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            Grpc::new(RawCodec::<WatchAnswer>::default()).max_decoding_message_size(REFUSED_BYTES_MAX);
         Box::pin(async move { Ok(grpc.streaming(call, request).await) })
     }
 }
@@ -214,6 +214,9 @@ where
     }
 
     fn take(&mut self, request: &[u8]) {
+        if let Err(why) = check_message(request) {
+            return self.end(Some(why));
+        }
         let request = match pb::WatchRequest::decode(request) {
             Ok(request) => request,
             Err(why) => {
