@@ -107,11 +107,11 @@ pub fn differences(first: &Server, second: &Server) -> Vec<String> {
     differences
 }
 
-/// A watch through the gateway: one line of JSON a response.
+/// A watch through the gateway: one line of JSON a response. From behind what the requests compacted.
 pub fn a_watch(server: &Server) {
     let revision = ask(server, "/v3/kv/put", r#"{"key": "dw==", "value": "MQ=="}"#);
     assert!(revision.starts_with("200 "), "{revision}");
-    let body = r#"{"create_request": {"key": "dw==", "start_revision": "1"}}"#;
+    let body = r#"{"create_request": {"key": "dw==", "start_revision": "4"}}"#;
     let mut command = Command::new("curl");
     command.args(["--silent", "--no-buffer", "--max-time", "2", "--data-binary", body]);
     let done = run_with(command.arg(format!("http://{}/v3/watch", server.address)), b"");
