@@ -155,7 +155,7 @@ async fn more_than_the_machine_answers_at_once_is_put_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn watches_begin_in_the_past_now_or_in_the_future_and_are_told_what_is_compacted() {
+async fn watches_begin_in_the_past_now_or_in_the_future_and_say_how_far_they_are() {
     let directory = directory();
     let node = serve(directory.path());
     let channel = channel(&node.etcd[0]).await;
@@ -207,13 +207,24 @@ async fn watches_begin_in_the_past_now_or_in_the_future_and_are_told_what_is_com
     watcher.ask(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 7 })).await;
     let canceled = watcher.next().await;
     assert!(canceled.canceled && canceled.watch_id == 7, "{canceled:?}");
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_of_what_is_compacted_and_of_nothing_are_canceled() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let channel = channel(&node.etcd[0]).await;
+    let mut kv = KvClient::new(channel.clone());
+    let mut watcher = Watcher::connect(channel).await;
+    for value in ["1", "2", "3", "4"] {
+        kv.put(put("a", value)).await.expect("put");
+    }
     kv.compact(CompactionRequest { revision: 5, physical: false }).await.expect("compacted");
     watcher.create(all_keys(2)).await;
     let created = watcher.next().await;
-    assert!(created.created && created.watch_id == 1, "{created:?}");
+    assert!(created.created && created.watch_id == 0, "{created:?}");
     let canceled = watcher.next().await;
-    assert_eq!((canceled.canceled, canceled.watch_id, canceled.compact_revision), (true, 1, 5));
+    assert_eq!((canceled.canceled, canceled.watch_id, canceled.compact_revision), (true, 0, 5));
 
     for (create, why) in [
         (pb::WatchCreateRequest { watch_id: 0, ..all_keys(-1) }, "required revision has been compacted"),
@@ -303,7 +314,12 @@ async fn three_nodes_take_any_request_and_locks_and_elections_pass_on() {
     }
     assert!(hashes.iter().all(|hash| *hash == hashes[0] && hash.1 == 2), "{hashes:?}");
 
-    // The second waits for the lock until the first gives it back.
+    a_lock_passes_on([one, two, three]).await;
+    leadership_passes_on([one, two, three]).await;
+}
+
+/// The second waits for the lock until the first gives it back.
+async fn a_lock_passes_on([one, two, three]: [&Channel; 3]) {
     let held = LockClient::new(one.clone()).lock(lock::LockRequest { name: "l".into(), lease: 0 }).await;
     let held = held.expect("locked").into_inner().key;
     let mut second = LockClient::new(two.clone());
@@ -313,7 +329,9 @@ async fn three_nodes_take_any_request_and_locks_and_elections_pass_on() {
     assert!(!waiting.is_finished(), "two hold the lock");
     LockClient::new(three.clone()).unlock(lock::UnlockRequest { key: held }).await.expect("unlocked");
     waiting.await.expect("no panic").expect("locked");
+}
 
+async fn leadership_passes_on([one, two, three]: [&Channel; 3]) {
     fn campaign(value: &'static str) -> election::CampaignRequest {
         election::CampaignRequest { name: "e".into(), lease: 0, value: value.into() }
     }

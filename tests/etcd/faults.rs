@@ -67,7 +67,9 @@ impl Fault {
             Request::Watch(_, create) => match self {
                 Fault::WatchFilter => create.filters.clear(),
                 Fault::WatchPrevKv => create.prev_kv = false,
-                Fault::WatchStart if create.start_revision > 0 => create.start_revision += 1,
+                Fault::WatchStart if create.start_revision > 0 => {
+                    create.start_revision = create.start_revision.saturating_add(1);
+                }
                 Fault::WatchEnd => create.range_end = "".into(),
                 _ => {}
             },
