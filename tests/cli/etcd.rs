@@ -129,7 +129,6 @@ async fn keys_are_put_read_deleted_and_compacted_as_in_etcd() {
     let crash = kv.txn(TxnRequest { success, ..TxnRequest::default() }).await;
     said(crash, invalid, "etcdserver: duplicate key given in txn request");
 
-    // Of another machine than `kv` nothing is known there; a restart forgets nothing.
     node.kill();
     let node = serve(directory.path());
     let mut kv = KvClient::new(channel(&node.etcd[0]).await);
@@ -152,6 +151,38 @@ async fn more_than_the_machine_answers_at_once_is_put_together() {
     let found = kv.range(RangeRequest { limit: 8, ..all }).await.expect("found").into_inner();
     assert_eq!((found.kvs.len(), found.count, found.more), (8, 9, true));
     assert_eq!(found.header.expect("a header").revision, 10);
+
+    // While others write it is still one state, and its header says which: clients watch from there on.
+    let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let mut writer = kv.clone();
+    let writing = tokio::spawn(async move {
+        let mut written = 0;
+        while stopped.try_recv().is_err() {
+            writer.put(put(&format!("z{written:06}"), "")).await.expect("put");
+            written += 1;
+        }
+        written
+    });
+    for _ in 0..10 {
+        let all = RangeRequest { key: vec![0], range_end: vec![0], ..RangeRequest::default() };
+        let found = kv.range(all).await.expect("found").into_inner();
+        let revision = found.header.expect("a header").revision;
+        assert_eq!(found.kvs.len() as i64, revision - 1, "each key has a revision of its own");
+    }
+    stop.send(()).expect("it writes");
+    assert!(writing.await.expect("no panic") > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_machine_that_is_named_answers_and_has_the_same_keys_for_everybody() {
+    let directory = directory();
+    let node = Node::serve(directory.path(), &["--etcd", "127.0.0.1:0", "--machine", "settings"]);
+    let mut kv = KvClient::new(channel(&node.etcd[0]).await);
+    kv.put(put("a", "1")).await.expect("put");
+    assert_eq!(node.run(["kv", "--machine", "settings", "get", "a"]).ok(), "1");
+    node.run(["kv", "get", "a"]).failed(1, &["no machine is called \"kv\""]);
+    node.run(["kv", "--machine", "settings", "put", "b", "2"]).ok();
+    assert_eq!(kv.range(get("b")).await.expect("found").into_inner().kvs[0].value, b"2");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,6 +338,8 @@ async fn three_nodes_take_any_request_and_locks_and_elections_pass_on() {
     // A hash of the same revision is the same everywhere.
     let mut hashes = Vec::new();
     for channel in [one, two, three] {
+        // Each has it by then.
+        KvClient::new(channel.clone()).range(get("a")).await.expect("found");
         let asked = pb::HashKvRequest { revision: 2 };
         let hashed =
             MaintenanceClient::new(channel.clone()).hash_kv(asked).await.expect("hashed").into_inner();

@@ -39,7 +39,7 @@ use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Code, Status, Streaming};
 
 use self::convert::{DynamicCodec, Messages, to_json};
-use super::MESSAGE_BYTES_MAX;
+use super::check_message;
 
 /// The longest JSON of one request: one of etcd's 2 MiB, in base64, and as much again.
 const REQUEST_BYTES_MAX: usize = 6 << 20;
@@ -152,12 +152,7 @@ async fn one_message(call: &Call, request: Request) -> Result<(MetadataMap, Dyna
     })?;
     let mut messages = Messages::of_whole(call.method.input(), &body);
     let message = messages.next_whole()?.unwrap_or_else(|| DynamicMessage::new(call.method.input()));
-    let bytes = message.encoded_len();
-    if bytes > MESSAGE_BYTES_MAX {
-        // In the words of etcd's gRPC library, which it does not get to here.
-        let text = format!("grpc: received message larger than max ({bytes} vs. {MESSAGE_BYTES_MAX})");
-        return Err(Status::resource_exhausted(text));
-    }
+    check_message(message.encoded_len())?;
     Ok((metadata_of(&parts.headers)?, message))
 }
 

@@ -1,76 +1,58 @@
 //! etcd's service `KV`: requests go to the machine as they came, and its answers back with a full header.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use statehouse_kv::messages::{RangeRequest, RangeResponse, SortOrder, SortTarget};
 use statehouse_kv::{Call, Kind};
 use tonic::body::Body;
-use tonic::codegen::{Body as HttpBody, Service, StdError, http};
-use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
+use tonic::codegen::{Body as HttpBody, StdError, http};
+use tonic::server::{ServerStreamingService, UnaryService};
 use tonic::{Request, Response, Status};
 
 use super::pages::{self, Pages};
-use super::raw::{Answer, Encode, RawCodec};
-use super::{Front, REFUSED_BYTES_MAX, check_message, consistency, odd};
-use crate::node::request::Consistency;
+use super::raw::{self, Answer, Encode, RawService};
+use super::{Front, check_message, consistency, odd};
 
 /// The service.
 #[derive(Clone)]
-pub struct KvServer(Arc<Front>);
+pub struct KvService(pub(super) Arc<Front>);
 
-impl KvServer {
-    /// Serves the front's machine.
-    pub fn new(front: Arc<Front>) -> KvServer {
-        KvServer(front)
-    }
-}
-
-impl NamedService for KvServer {
+impl RawService for KvService {
     const NAME: &'static str = "etcdserverpb.KV";
-}
 
-impl<B> Service<http::Request<B>> for KvServer
-where
-    B: HttpBody + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let path = request.uri().path();
-        let kind = match path.rsplit('/').next().unwrap_or_default() {
-            "Range" => Kind::Range,
-            "Put" => Kind::Put,
-            "DeleteRange" => Kind::DeleteRange,
-            "Txn" => Kind::Txn,
-            "Compact" => Kind::Compaction,
-            "RangeStream" => {
-                let call = RangeStream(self.0.clone());
-                let mut grpc =
-                    Grpc::new(RawCodec::<Part>::default()).max_decoding_message_size(REFUSED_BYTES_MAX);
-                return Box::pin(async move { Ok(grpc.server_streaming(call, request).await) });
-            }
-            _ => return Box::pin(async { Ok(Status::unimplemented("").into_http()) }),
+    fn serve<B>(
+        self,
+        method: &str,
+        request: http::Request<B>,
+    ) -> impl Future<Output = http::Response<Body>> + Send + 'static
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let (kind, streams) = match method {
+            "Range" => (Some(Kind::Range), false),
+            "RangeStream" => (Some(Kind::Range), true),
+            "Put" => (Some(Kind::Put), false),
+            "DeleteRange" => (Some(Kind::DeleteRange), false),
+            "Txn" => (Some(Kind::Txn), false),
+            "Compact" => (Some(Kind::Compaction), false),
+            _ => (None, false),
         };
-        let call = Unary { front: self.0.clone(), kind };
-        let mut grpc = Grpc::new(RawCodec::<Answer>::default()).max_decoding_message_size(REFUSED_BYTES_MAX);
-        Box::pin(async move { Ok(grpc.unary(call, request).await) })
+        let front = self.0;
+        async move {
+            match kind {
+                Some(_) if streams => raw::grpc::<Part>().server_streaming(RangeStream(front), request).await,
+                Some(kind) => raw::grpc::<Answer>().unary(Unary { front, kind }, request).await,
+                None => Status::unimplemented("").into_http(),
+            }
+        }
     }
 }
 
@@ -87,7 +69,7 @@ impl UnaryService<Bytes> for Unary {
         let (front, kind) = (self.front.clone(), self.kind);
         Box::pin(async move {
             let request = request.into_inner();
-            check_message(&request)?;
+            check_message(request.len())?;
             front.answer(kind, &request).await.map(Response::new)
         })
     }
@@ -174,17 +156,21 @@ impl Front {
         if !by_key && request.sort_order() != SortOrder::None {
             return Err(why);
         }
+        let mut whole = RangeResponse::default();
         if request.revision <= 0 {
-            let count = RangeRequest { count_only: true, ..request.clone() };
-            let answer = self.query(Kind::Range, &count.encode_to_vec(), Consistency::Linearizable).await?;
-            let counted = RangeRequest::answer(&answer).map_err(|why| odd(&why))?;
-            request.revision = counted.header.unwrap_or_default().revision;
+            let count = RangeRequest { count_only: true, ..request.clone() }.encode_to_vec();
+            let answer = self.query(Kind::Range, &count, consistency(request.serializable)).await?;
+            // Its revision is told, not that of a page, which may be a later one: clients watch from there
+            // on.
+            whole.header = RangeRequest::answer(&answer).map_err(|why| odd(&why))?.header;
+            request.revision = whole.header.unwrap_or_default().revision;
         }
         let mut pages = Pages::of(self, request);
-        let mut whole = RangeResponse::default();
+        let mut is_first = true;
         while let Some(page) = pages.next().await? {
-            if whole.header.is_none() {
-                (whole.header, whole.count) = (page.header, page.count);
+            if std::mem::take(&mut is_first) {
+                whole.header = whole.header.or(page.header);
+                whole.count = page.count;
             }
             whole.more = page.more;
             whole.kvs.extend(page.kvs);
@@ -249,7 +235,7 @@ impl ServerStreamingService<Bytes> for RangeStream {
         let front = self.0.clone();
         Box::pin(async move {
             let request = request.into_inner();
-            check_message(&request)?;
+            check_message(request.len())?;
             check_streamed(&shape(&request)?)?;
             let part = front.answer(Kind::Range, &request).await.map(Part)?;
             Ok(Response::new(Box::pin(stream::once(async { Ok(part) })) as Parts))

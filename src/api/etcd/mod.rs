@@ -34,6 +34,7 @@ use statehouse_kv::{Call, Kind};
 use tonic::Status;
 use tonic::service::Routes;
 
+use self::raw::RawServer;
 use super::Serving;
 use crate::id::{Index, Revision};
 use crate::machine::outcome::Outcome;
@@ -59,12 +60,12 @@ const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + (512 << 10);
 const REFUSED_BYTES_MAX: usize = 16 << 20;
 
 /// As etcd's gRPC library does before etcd sees a message.
-fn check_message(message: &[u8]) -> Result<(), Status> {
-    if message.len() <= MESSAGE_BYTES_MAX {
+fn check_message(bytes: usize) -> Result<(), Status> {
+    if bytes <= MESSAGE_BYTES_MAX {
         return Ok(());
     }
-    let (bytes, max) = (message.len(), MESSAGE_BYTES_MAX);
-    Err(Status::resource_exhausted(format!("grpc: received message larger than max ({bytes} vs. {max})")))
+    let text = format!("grpc: received message larger than max ({bytes} vs. {MESSAGE_BYTES_MAX})");
+    Err(Status::resource_exhausted(text))
 }
 
 /// What all of etcd's services share.
@@ -157,8 +158,8 @@ pub(super) fn routes(serving: &Arc<Serving>, machine: &str) -> Routes {
     let front = Arc::new(Front { serving: serving.clone(), machine: machine.into() });
     let mut routes = Routes::builder();
     routes
-        .add_service(kv::KvServer::new(front.clone()))
-        .add_service(watch::WatchServer::new(front.clone()))
+        .add_service(RawServer(kv::KvService(front.clone())))
+        .add_service(RawServer(watch::WatchService(front.clone())))
         .add_service(
             LeaseServer::new(lease::LeaseService(front.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )

@@ -6,6 +6,7 @@ use statehouse_kv::{Call, Kind, code};
 use tonic::{Code, Status};
 
 use super::{Front, STALE, odd};
+use crate::node::request::Consistency;
 
 /// Keys of a page, unless they are large.
 const KEYS_MAX: i64 = 5_000;
@@ -44,7 +45,12 @@ impl<'f> Pages<'f> {
     pub async fn next(&mut self) -> Result<Option<RangeResponse>, Status> {
         let Some(mut request) = self.request.take() else { return Ok(None) };
         let page = loop {
-            match self.front.query(Kind::Range, &request.encode_to_vec(), STALE).await {
+            // A replica here has the revision already; whichever else is asked may not.
+            let consistency = match self.front.replica() {
+                Some(_) => STALE,
+                None => Consistency::Linearizable,
+            };
+            match self.front.query(Kind::Range, &request.encode_to_vec(), consistency).await {
                 Ok(answer) => break RangeRequest::answer(&answer).map_err(|why| odd(&why))?,
                 Err(why) if is_too_large(&why) && request.limit > 1 => request.limit /= 2,
                 Err(why) => return Err(why),

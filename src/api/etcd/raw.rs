@@ -1,13 +1,74 @@
-//! Messages that are passed on as the bytes they came in, or put together from parts that are bytes already.
+//! Messages that are passed on as the bytes they came in, or put together from parts that are bytes already;
+//! and services of such messages, as generated code has those of messages that are read.
 
+use std::convert::Infallible;
+use std::future::Future;
 use std::marker::PhantomData;
+use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
 use statehouse_kv::messages::ResponseHeader;
 use tonic::Status;
+use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::{Body as HttpBody, Service, StdError, http};
+use tonic::server::{Grpc, NamedService};
+
+use super::REFUSED_BYTES_MAX;
+
+/// A service that takes its messages as bytes.
+pub trait RawService: Clone + Send + Sync + 'static {
+    /// Its name with that of its package.
+    const NAME: &'static str;
+
+    /// Answers a call of a method.
+    fn serve<B>(
+        self,
+        method: &str,
+        request: http::Request<B>,
+    ) -> impl Future<Output = http::Response<Body>> + Send + 'static
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static;
+}
+
+/// A [`RawService`] at work.
+#[derive(Clone)]
+pub struct RawServer<S>(pub S);
+
+impl<S: RawService> NamedService for RawServer<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S, B> Service<http::Request<B>> for RawServer<S>
+where
+    S: RawService,
+    B: HttpBody + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let path = request.uri().path().to_owned();
+        let method = path.rsplit('/').next().unwrap_or_default();
+        Box::pin(self.0.clone().serve(method, request).map(Ok))
+    }
+}
+
+/// What takes a call's messages off the connection, and puts the answers on it.
+pub fn grpc<T: Encode>() -> Grpc<RawCodec<T>> {
+    Grpc::new(RawCodec::default()).max_decoding_message_size(REFUSED_BYTES_MAX)
+}
 
 /// An answer of the machine behind a header of ours.
 pub struct Answer {

@@ -6,7 +6,7 @@
 //! one, from where they were.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::convert::Infallible;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,12 +18,12 @@ use futures_util::stream::Stream;
 use prost::Message;
 use statehouse_kv::messages::{EventType, ResponseHeader};
 use tonic::body::Body;
-use tonic::codegen::{Body as HttpBody, Service, StdError, http};
-use tonic::server::{Grpc, NamedService, StreamingService};
+use tonic::codegen::{Body as HttpBody, StdError, http};
+use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::raw::{Encode, RawCodec};
-use super::{Front, MESSAGE_BYTES_MAX, REFUSED_BYTES_MAX, check_message, revision_of, status};
+use super::raw::{self, Encode, RawService};
+use super::{Front, MESSAGE_BYTES_MAX, check_message, revision_of, status};
 use crate::api::Stopping;
 use crate::api::watch_set::{WatchSet, Word};
 use crate::error::Error;
@@ -40,40 +40,27 @@ const NO_WATCH: i64 = -1;
 
 /// The service.
 #[derive(Clone)]
-pub struct WatchServer(Arc<Front>);
+pub struct WatchService(pub(super) Arc<Front>);
 
-impl WatchServer {
-    /// Serves the front's machine.
-    pub fn new(front: Arc<Front>) -> WatchServer {
-        WatchServer(front)
-    }
-}
-
-impl NamedService for WatchServer {
+impl RawService for WatchService {
     const NAME: &'static str = "etcdserverpb.Watch";
-}
 
-impl<B> Service<http::Request<B>> for WatchServer
-where
-    B: HttpBody + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        if request.uri().path() != "/etcdserverpb.Watch/Watch" {
-            return Box::pin(async { Ok(Status::unimplemented("").into_http()) });
+    fn serve<B>(
+        self,
+        method: &str,
+        request: http::Request<B>,
+    ) -> impl Future<Output = http::Response<Body>> + Send + 'static
+    where
+        B: HttpBody + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let is_known = method == "Watch";
+        async move {
+            match is_known {
+                true => raw::grpc::<WatchAnswer>().streaming(Call(self.0), request).await,
+                false => Status::unimplemented("").into_http(),
+            }
         }
-        let call = Call(self.0.clone());
-        let mut grpc =
-            Grpc::new(RawCodec::<WatchAnswer>::default()).max_decoding_message_size(REFUSED_BYTES_MAX);
-        Box::pin(async move { Ok(grpc.streaming(call, request).await) })
     }
 }
 
@@ -214,7 +201,7 @@ where
     }
 
     fn take(&mut self, request: &[u8]) {
-        if let Err(why) = check_message(request) {
+        if let Err(why) = check_message(request.len()) {
             return self.end(Some(why));
         }
         let request = match pb::WatchRequest::decode(request) {

@@ -158,7 +158,7 @@ async fn what_goes_wrong_has_etcds_code_and_http_status() {
     let not_found = r#"{"code":5,"message":"Not Found"}"#;
     assert_eq!(post("/v3/lease/nothing", "{}").await, said(404, not_found));
     assert_eq!(post("/elsewhere", "{}").await, said(404, "404 page not found\n"));
-    let token = "x".repeat(MESSAGE_BYTES_MAX);
+    let token = "x".repeat(super::super::MESSAGE_BYTES_MAX);
     let too_large = r#"{"code":8,"message":"grpc: received message larger than max (2097157 vs. 2097152)"}"#;
     let request = format!(r#"{{"name":"{token}"}}"#);
     assert_eq!(post("/v3/auth/user/get", &request).await, said(429, too_large));
