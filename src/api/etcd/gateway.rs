@@ -29,7 +29,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use futures_util::StreamExt;
 use futures_util::stream;
-use prost::Message;
 use prost_reflect::{DynamicMessage, MethodDescriptor};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -39,7 +38,6 @@ use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Code, Status, Streaming};
 
 use self::convert::{DynamicCodec, Messages, to_json};
-use super::check_message;
 
 /// The longest JSON of one request: one of etcd's 2 MiB, in base64, and as much again.
 const REQUEST_BYTES_MAX: usize = 6 << 20;
@@ -152,7 +150,6 @@ async fn one_message(call: &Call, request: Request) -> Result<(MetadataMap, Dyna
     })?;
     let mut messages = Messages::of_whole(call.method.input(), &body);
     let message = messages.next_whole()?.unwrap_or_else(|| DynamicMessage::new(call.method.input()));
-    check_message(message.encoded_len())?;
     Ok((metadata_of(&parts.headers)?, message))
 }
 

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::pages::{self, Pages};
 use super::raw::{self, Answer, Encode, RawService};
-use super::{Front, check_message, consistency, odd};
+use super::{Front, consistency, odd};
 
 /// The service.
 #[derive(Clone)]
@@ -69,7 +69,6 @@ impl UnaryService<Bytes> for Unary {
         let (front, kind) = (self.front.clone(), self.kind);
         Box::pin(async move {
             let request = request.into_inner();
-            check_message(request.len())?;
             front.answer(kind, &request).await.map(Response::new)
         })
     }
@@ -235,7 +234,6 @@ impl ServerStreamingService<Bytes> for RangeStream {
         let front = self.0.clone();
         Box::pin(async move {
             let request = request.into_inner();
-            check_message(request.len())?;
             check_streamed(&shape(&request)?)?;
             let part = front.answer(Kind::Range, &request).await.map(Part)?;
             Ok(Response::new(Box::pin(stream::once(async { Ok(part) })) as Parts))

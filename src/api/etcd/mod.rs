@@ -9,9 +9,11 @@
 //!   each; `store`: what the last two do with the machine
 //! - `gateway`: all of them as JSON over HTTP
 //! - `pages`: many keys, a page at a time; `snapshot`: all of them as a database of etcd
-//! - `raw`: messages that are not read; `status`: what etcd says when something is wrong
+//! - `bounds`: messages that are too large; `raw`: those that are not read; `status`: what etcd says when
+//!   something is wrong
 
 mod auth;
+mod bounds;
 mod cluster;
 mod election;
 mod gateway;
@@ -34,6 +36,7 @@ use statehouse_kv::{Call, Kind};
 use tonic::Status;
 use tonic::service::Routes;
 
+use self::bounds::REQUEST_BYTES_MAX;
 use self::raw::RawServer;
 use super::Serving;
 use crate::id::{Index, Revision};
@@ -51,22 +54,6 @@ use crate::proto::etcd::v3lockpb::lock_server::LockServer;
 pub const VERSION: &str = "3.7.3";
 /// The version that all members of a cluster of that version have in common.
 const CLUSTER_VERSION: &str = "3.7.0";
-
-/// What etcd takes into its log as one request, without a setting of its own.
-const REQUEST_BYTES_MAX: usize = 1_536 << 10;
-/// What it takes as one message: room for the request's frame.
-const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + (512 << 10);
-/// What is read of a message before it is refused in etcd's words; of longer ones nothing is.
-const REFUSED_BYTES_MAX: usize = 16 << 20;
-
-/// As etcd's gRPC library does before etcd sees a message.
-fn check_message(bytes: usize) -> Result<(), Status> {
-    if bytes <= MESSAGE_BYTES_MAX {
-        return Ok(());
-    }
-    let text = format!("grpc: received message larger than max ({bytes} vs. {MESSAGE_BYTES_MAX})");
-    Err(Status::resource_exhausted(text))
-}
 
 /// What all of etcd's services share.
 pub(super) struct Front {
@@ -160,13 +147,11 @@ pub(super) fn routes(serving: &Arc<Serving>, machine: &str) -> Routes {
     routes
         .add_service(RawServer(kv::KvService(front.clone())))
         .add_service(RawServer(watch::WatchService(front.clone())))
-        .add_service(
-            LeaseServer::new(lease::LeaseService(front.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX),
-        )
+        .add_service(LeaseServer::new(lease::LeaseService(front.clone())))
         .add_service(ClusterServer::new(cluster::ClusterService(front.clone())))
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService(front.clone())))
         .add_service(AuthServer::new(auth::AuthService(front.clone())))
         .add_service(LockServer::new(lock::LockService(front.clone())))
         .add_service(ElectionServer::new(election::ElectionService(front)));
-    gateway::routes(routes.routes().into_axum_router()).into()
+    gateway::routes(bounds::refuse_large(routes.routes().into_axum_router())).into()
 }

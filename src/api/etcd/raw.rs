@@ -18,8 +18,6 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::{Body as HttpBody, Service, StdError, http};
 use tonic::server::{Grpc, NamedService};
 
-use super::REFUSED_BYTES_MAX;
-
 /// A service that takes its messages as bytes.
 pub trait RawService: Clone + Send + Sync + 'static {
     /// Its name with that of its package.
@@ -67,7 +65,7 @@ where
 
 /// What takes a call's messages off the connection, and puts the answers on it.
 pub fn grpc<T: Encode>() -> Grpc<RawCodec<T>> {
-    Grpc::new(RawCodec::default()).max_decoding_message_size(REFUSED_BYTES_MAX)
+    Grpc::new(RawCodec::default())
 }
 
 /// An answer of the machine behind a header of ours.

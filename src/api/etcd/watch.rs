@@ -22,8 +22,9 @@ use tonic::codegen::{Body as HttpBody, StdError, http};
 use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::bounds::MESSAGE_BYTES_MAX;
 use super::raw::{self, Encode, RawService};
-use super::{Front, MESSAGE_BYTES_MAX, check_message, revision_of, status};
+use super::{Front, revision_of, status};
 use crate::api::Stopping;
 use crate::api::watch_set::{WatchSet, Word};
 use crate::error::Error;
@@ -201,9 +202,6 @@ where
     }
 
     fn take(&mut self, request: &[u8]) {
-        if let Err(why) = check_message(request.len()) {
-            return self.end(Some(why));
-        }
         let request = match pb::WatchRequest::decode(request) {
             Ok(request) => request,
             Err(why) => {

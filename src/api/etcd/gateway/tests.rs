@@ -14,6 +14,7 @@ use tonic::service::Routes;
 use tower::Service;
 
 use super::*;
+use crate::api::etcd::bounds::{MESSAGE_BYTES_MAX, refuse_large};
 use crate::proto::etcd::DESCRIPTORS;
 use crate::proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use crate::proto::etcd::etcdserverpb::lease_server::{Lease, LeaseServer};
@@ -106,7 +107,7 @@ impl Election for Echo {
 
 fn router() -> Router {
     let services = Routes::new(LeaseServer::new(Echo)).add_service(ElectionServer::new(Echo));
-    routes(services.into_axum_router())
+    routes(refuse_large(services.into_axum_router()))
 }
 
 async fn ask(method: &str, path: &str, body: &str) -> (u16, String) {
@@ -158,10 +159,11 @@ async fn what_goes_wrong_has_etcds_code_and_http_status() {
     let not_found = r#"{"code":5,"message":"Not Found"}"#;
     assert_eq!(post("/v3/lease/nothing", "{}").await, said(404, not_found));
     assert_eq!(post("/elsewhere", "{}").await, said(404, "404 page not found\n"));
-    let token = "x".repeat(super::super::MESSAGE_BYTES_MAX);
-    let too_large = r#"{"code":8,"message":"grpc: received message larger than max (2097157 vs. 2097152)"}"#;
-    let request = format!(r#"{{"name":"{token}"}}"#);
-    assert_eq!(post("/v3/auth/user/get", &request).await, said(429, too_large));
+    // Four characters are three bytes: 2,097,153, with five before them.
+    let name = "AAAA".repeat(MESSAGE_BYTES_MAX.div_ceil(3));
+    let too_large = r#"{"code":8,"message":"grpc: received message larger than max (2097158 vs. 2097152)"}"#;
+    let request = format!(r#"{{"name":"{name}"}}"#);
+    assert_eq!(post("/v3/election/leader", &request).await, said(429, too_large));
     let large = format!(r#"{{"ID":7,"unknown":"{}"}}"#, "x".repeat(REQUEST_BYTES_MAX));
     let (status, body) = post("/v3/lease/grant", &large).await;
     assert!(status == 429 && body.contains("6291456 bytes"), "{body}");
