@@ -20,6 +20,8 @@ mod answer;
 mod chance;
 #[path = "etcd/clients.rs"]
 mod clients;
+#[path = "etcd/coredns.rs"]
+mod coredns;
 #[path = "etcd/differential.rs"]
 mod differential;
 #[path = "etcd/etcdctl.rs"]
@@ -32,6 +34,10 @@ mod gateway;
 mod generate;
 #[path = "etcd/import.rs"]
 mod import;
+#[path = "etcd/kubernetes.rs"]
+mod kubernetes;
+#[path = "etcd/oversized.rs"]
+mod oversized;
 #[path = "cli/process.rs"]
 #[allow(dead_code, reason = "the tests of the command line use more of it")]
 mod process;
@@ -41,6 +47,8 @@ mod request;
 mod server;
 #[path = "etcd/streams.rs"]
 mod streams;
+#[path = "etcd/three.rs"]
+mod three;
 #[path = "etcd/watching.rs"]
 mod watching;
 
@@ -226,6 +234,36 @@ async fn the_node_client_works() {
 async fn the_python_clients_work() {
     let _alone = alone().await;
     clients::python(&Server::statehouse());
+}
+
+#[tokio::test]
+#[ignore = "needs etcd and its clients: make test-clients"]
+async fn coredns_answers_the_same_on_both() {
+    let _alone = alone().await;
+    none(&coredns::differences(&Server::etcd(), &Server::statehouse()));
+}
+
+#[tokio::test]
+#[ignore = "needs etcd and its clients: make test-clients"]
+async fn coredns_answers_every_question_while_nodes_are_killed() {
+    let _alone = alone().await;
+    coredns::nobody_misses_a_killed_node();
+}
+
+#[tokio::test]
+#[ignore = "needs Kubernetes' tests: make test-clients"]
+async fn kubernetes_storage_tests_pass() {
+    let _alone = alone().await;
+    for (package, tests_min) in kubernetes::PACKAGES {
+        kubernetes::passes(package, tests_min);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs etcd and its clients: make test-clients"]
+async fn messages_that_are_too_large_are_refused_in_etcds_words() {
+    let _alone = alone().await;
+    none(&oversized::differences(&Server::etcd(), &Server::statehouse()).await);
 }
 
 #[tokio::test]

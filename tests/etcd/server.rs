@@ -17,8 +17,9 @@ use tonic::transport::Channel;
 
 use super::process::{program, serve_arguments};
 
-/// How long a server may take to get ready: computers that test are busy.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a server may take to get ready: it may compile a module, which gives way to everything else on
+/// the computer.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How much of a server's log is shown when it ended.
 const LOG_LINES_SHOWN: usize = 30;
