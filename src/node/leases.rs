@@ -46,7 +46,8 @@ impl Node {
     }
 
     /// Gives leases their whole time again. For each, in order, the milliseconds that it lives from now on; 0
-    /// if there is no such lease, or it is the machine's own. Those of many clients go as one operation.
+    /// if there is no such lease, or it is the machine's own. Those of many clients go as one operation; a lease
+    /// that was renewed a moment ago is told what is left of its time.
     ///
     /// # Errors
     /// `TooLarge` for more than [`RENEW_MAX`]; and as of [`apply`](Node::apply). Renewing again does no harm.
@@ -57,9 +58,12 @@ impl Node {
                 leases.len()
             )));
         }
-        let group = self.find_ready(machine).await?.record.group();
+        let found = self.find_ready(machine).await?;
         let _inside = self.enter()?;
-        self.renew_gathered(group, leases).await
+        match self.renewed_lately(&found, leases).await {
+            Some(left_ms) => Ok(left_ms),
+            None => self.renew_gathered(found.record.group(), leases).await,
+        }
     }
 
     /// Ends a lease. The machine is told, and makes of it what it will.

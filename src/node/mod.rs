@@ -10,7 +10,7 @@
 //!   is not; `explanation`: where it left the way of the others
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `background`: work that gives way; `door`: lets requests in, and knows how many are inside
-//! - `leases`: what clients do with them; `renewals`: many as one operation; `expiry`: their ends
+//! - `leases`: what clients do with them; `renewals`: many as one operation; `renewed`: those of a moment ago; `expiry`: their ends
 //! - `keeper`: flushes, cutting the log; `retention`: cutting event history; `saver`: snapshots of resident
 //!   machines; `rounds`: their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
@@ -44,6 +44,7 @@ mod recovery;
 mod registry;
 mod removal;
 mod renewals;
+pub mod renewed;
 mod report;
 pub mod request;
 mod retention;
@@ -75,6 +76,7 @@ use self::open::{Found, Opened, Threads};
 use self::registry::Registry;
 use self::removal::Removal;
 use self::renewals::Renewals;
+use self::renewed::Renewed;
 use self::request::NodeStatus;
 use self::shelf::Shelf;
 use self::stage::Stage;
@@ -129,6 +131,7 @@ struct Inner {
     door: Door,
     long_queries: Semaphore,
     renewals: Renewals,
+    renewed: Renewed,
 }
 
 impl Inner {

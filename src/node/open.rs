@@ -26,6 +26,7 @@ use super::recovery;
 use super::registry::Registry;
 use super::removal::Removal;
 use super::renewals::Renewals;
+use super::renewed::Renewed;
 use super::rounds::Rounds;
 use super::saver;
 use super::shelf::Shelf;
@@ -199,6 +200,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         door: Door::default(),
         long_queries: tokio::sync::Semaphore::new(super::LONG_QUERIES_MAX),
         renewals: Renewals::default(),
+        renewed: Renewed::default(),
     };
     Ok(Opened { inner, gate, foreseen, errands })
 }

@@ -123,8 +123,8 @@ impl Node {
     }
 
     async fn renew_together(&self, group: GroupId, leases: Vec<u64>) -> Told {
-        let count = leases.len();
-        let act = Act::Renew(Renew { leases });
+        let began_ms = self.inner.stage.clock.now().monotonic_ms;
+        let act = Act::Renew(Renew { leases: leases.clone() });
         let mut tries = 0;
         let applied = loop {
             tries += 1;
@@ -137,7 +137,10 @@ impl Node {
         };
         match applied.outcome {
             Outcome::Ok(answer) => match Renewed::decode(answer) {
-                Ok(Renewed { ttls_ms }) if ttls_ms.len() == count => Ok(ttls_ms),
+                Ok(Renewed { ttls_ms }) if ttls_ms.len() == leases.len() => {
+                    self.inner.renewed.note(group, began_ms, &leases, &ttls_ms);
+                    Ok(ttls_ms)
+                }
                 _ => Err(Error::Unknown("the answer to a renewal is not one that was expected".into())),
             },
             Outcome::Host(HostCode::NotCreated) => Err(Error::NotFound("the machine was not created".into())),

@@ -125,6 +125,10 @@ pub struct RangeRequest {
     /// Leave out keys created after this revision.
     #[prost(int64, tag = "13")]
     pub max_create_revision: i64,
+    /// Not etcd's: give no count. A range in key order with a limit then costs by the keys that it gives, not
+    /// by those there are.
+    #[prost(bool, tag = "1000")]
+    pub uncounted: bool,
 }
 
 /// The order of a range's keys.

@@ -349,7 +349,12 @@ impl<'a> Answer<'a> {
         self.matched += 1;
         match self.sorted {
             None if self.limit == 0 || self.matched <= self.limit => self.append(row, version)?,
-            None => self.more = true,
+            None => {
+                self.more = true;
+                if self.request.uncounted {
+                    return Ok(Enough::Yes);
+                }
+            }
             Some(_) if self.cut_before_sort() => self.more = true,
             Some(_) => self.keep(row, version)?,
         }
@@ -441,7 +446,9 @@ impl<'a> Answer<'a> {
             }
         }
         wire::bool_field(&mut self.out, 3, self.more);
-        wire::int_field(&mut self.out, 4, self.count as i64);
+        if !self.request.uncounted {
+            wire::int_field(&mut self.out, 4, self.count as i64);
+        }
         Ok(self.out)
     }
 }

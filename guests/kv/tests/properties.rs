@@ -63,6 +63,7 @@ prop_compose! {
         limit in prop_oneof![2 => Just(0), 3 => 1..4i64, 1 => Just(-1)],
         sort in (0..3i32, 0..5i32), wrong in prop::bool::weighted(0.02), keys_only in any::<bool>(),
         count_only in prop::bool::weighted(0.2), filters in vec(prop_oneof![5 => Just(0), 1 => 1..40i64], 4),
+        uncounted in prop::bool::weighted(0.2),
     ) -> RangeRequest {
         RangeRequest {
             key,
@@ -78,6 +79,7 @@ prop_compose! {
             max_mod_revision: filters[1],
             min_create_revision: filters[2],
             max_create_revision: filters[3],
+            uncounted,
         }
     }
 }

@@ -198,6 +198,8 @@ fn a_limit_bounds_the_keys_but_not_the_count() {
     assert_eq!((keys(&answer), answer.more, answer.count), (vec!["a1", "a2"], true, 3));
     let answer = run.get(RangeRequest { limit: 3, ..prefix("a") }).unwrap();
     assert_eq!((answer.kvs.len(), answer.more, answer.count), (3, false, 3));
+    let answer = run.get(RangeRequest { limit: 2, uncounted: true, ..prefix("a") }).unwrap();
+    assert_eq!((keys(&answer), answer.more, answer.count), (vec!["a1", "a2"], true, 0));
 }
 
 #[test]
@@ -682,8 +684,10 @@ fn the_messages_have_etcds_field_numbers() {
         max_mod_revision: 1,
         min_create_revision: 1,
         max_create_revision: 1,
+        uncounted: true,
     };
-    let expected: Vec<(u64, u64)> = (1..=13).map(|tag| (tag, if tag <= 2 { BYTES } else { INT })).collect();
+    let expected: Vec<(u64, u64)> =
+        (1..=13).chain([1_000]).map(|tag| (tag, if tag <= 2 { BYTES } else { INT })).collect();
     assert_eq!(fields(&range), expected);
     let answer = RangeResponse { header: header(), kvs: vec![kv()], more: true, count: 1 };
     assert_eq!(fields(&answer), [(1, BYTES), (2, BYTES), (3, INT), (4, INT)]);

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Front, status};
 use crate::error::Error;
 use crate::machine::lease::TTL_MS_MAX;
+use crate::node::renewed::moment_ms;
 use crate::node::request::LeaseInfo;
 use crate::proto::etcd::etcdserverpb::lease_server::Lease;
 use crate::proto::etcd::etcdserverpb::{
@@ -25,6 +26,14 @@ const TTL_S_MAX: i64 = 9_000_000_000;
 const NO_TTL: i64 = -1;
 /// Renewals of one stream that go as one operation.
 const RENEWALS_MAX: usize = 1_000;
+
+/// What a lease lives in milliseconds that is granted for so many seconds: a moment more, so that renewals
+/// which the node answers with what is left give it all its seconds still.
+pub fn lifetime_ms(seconds: u64) -> u64 {
+    let ms = seconds * 1_000;
+    // Twice, as the moment of what lives longer is longer too.
+    TTL_MS_MAX.min(ms + 2 * moment_ms(ms))
+}
 
 /// The service.
 pub struct LeaseService(pub(super) Arc<Front>);
@@ -46,7 +55,7 @@ impl Lease for LeaseService {
         let ttl = ttl.clamp(TTL_S_MIN, (TTL_MS_MAX / 1_000) as i64);
         let chosen = u64::try_from(id)
             .map_err(|_| Status::invalid_argument(status::ours("a lease id is no less than 0")))?;
-        let granted = self.0.node().grant_lease(&self.0.machine, ttl as u64 * 1_000, chosen).await;
+        let granted = self.0.node().grant_lease(&self.0.machine, lifetime_ms(ttl as u64), chosen).await;
         let id = granted.map_err(|why| match why {
             Error::AlreadyExists(_) => status::LEASE_EXISTS.into(),
             why => status::of(&why),
@@ -153,5 +162,20 @@ impl Front {
         };
         let mut answer = answer;
         requests.into_iter().map(|request| request.map(&mut answer)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_lease_a_moment_after_its_renewal_are_all_its_seconds() {
+        for seconds in (2..200).chain([100_000, 1_000_000_000]) {
+            let ms = lifetime_ms(seconds);
+            let left_ms = ms - moment_ms(ms);
+            assert!((seconds * 1_000..seconds * 1_000 + 1_000).contains(&left_ms), "{seconds}: {left_ms}");
+            assert_eq!(ms / 1_000, seconds);
+        }
     }
 }

@@ -25,11 +25,12 @@ impl<'f> Pages<'f> {
     /// All keys at a revision (0: as it is here now).
     pub async fn of_all(front: &'f Front, revision: i64) -> Result<Pages<'f>, Status> {
         let revision = if revision > 0 { revision } else { front.revision().await? };
-        let all = RangeRequest { key: vec![0], range_end: vec![0], ..RangeRequest::default() };
+        let all =
+            RangeRequest { key: vec![0], range_end: vec![0], uncounted: true, ..RangeRequest::default() };
         Ok(Pages::of(front, RangeRequest { revision, ..all }))
     }
 
-    /// Those of a request that names its revision, and sorts by nothing.
+    /// Those of a request that names its revision, and sorts by nothing. Only the first page has the count.
     pub fn of(front: &'f Front, request: RangeRequest) -> Pages<'f> {
         let (revision, limit) = (request.revision, request.limit.max(0));
         let page = if limit == 0 { KEYS_MAX } else { KEYS_MAX.min(limit) };
@@ -68,7 +69,7 @@ impl<'f> Pages<'f> {
             let mut key = last.key.clone();
             key.push(0);
             let limit = if self.limit == 0 { KEYS_MAX } else { KEYS_MAX.min(self.limit) };
-            self.request = Some(RangeRequest { key, limit, ..request });
+            self.request = Some(RangeRequest { key, limit, uncounted: true, ..request });
         }
         Ok(Some(page))
     }

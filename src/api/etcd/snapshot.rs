@@ -20,6 +20,7 @@ use super::pages::Pages;
 use super::{Front, maintenance, status};
 use crate::bbolt::etcd::Lease;
 use crate::bbolt::snapshot::{About, Snapshot};
+use crate::node::request::LeaseInfo;
 use crate::proto::etcd::etcdserverpb::SnapshotResponse;
 
 /// How much goes into one message, as in etcd.
@@ -145,11 +146,11 @@ fn send_all(
 impl Front {
     /// The leases as etcd stores them, by id.
     async fn stored_leases(&self) -> Result<Vec<Lease>, Status> {
-        let seconds = |ms: u64| i64::try_from(ms.div_ceil(1_000)).unwrap_or(i64::MAX);
-        let lease = |lease: &crate::node::request::LeaseInfo| Lease {
-            id: lease.id as i64,
-            ttl_s: seconds(lease.ttl_ms),
-            remaining_s: seconds(lease.remaining_ms),
+        let lease = |lease: &LeaseInfo| {
+            // Of less than a second there is no lease in etcd.
+            let ttl_s = (lease.ttl_ms / 1_000).max(1) as i64;
+            let remaining_s = (lease.remaining_ms.div_ceil(1_000) as i64).min(ttl_s);
+            Lease { id: lease.id as i64, ttl_s, remaining_s }
         };
         Ok(self.all_leases().await?.iter().map(lease).collect())
     }

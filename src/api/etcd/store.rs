@@ -15,12 +15,13 @@ use statehouse_kv::messages::{
 use statehouse_kv::{Call, Kind};
 use tonic::Status;
 
+use super::lease::lifetime_ms;
 use super::{Front, odd, status};
 use crate::id::Revision;
 use crate::node::request::{KeySpan, Selection, WatchSpec, Watched};
 
-/// The lifetime of a lease that is granted to who brings none, in milliseconds: that of etcd's sessions.
-const SESSION_MS: u64 = 60_000;
+/// The lifetime of a lease that is granted to who brings none, in seconds: that of etcd's sessions.
+const SESSION_S: u64 = 60;
 
 /// A place in the queue for a name.
 pub struct Turn {
@@ -72,7 +73,7 @@ impl Store {
         if brought != 0 {
             return Ok(brought);
         }
-        let granted = self.0.node().grant_lease(&self.0.machine, SESSION_MS, 0).await;
+        let granted = self.0.node().grant_lease(&self.0.machine, lifetime_ms(SESSION_S), 0).await;
         granted.map(|id| id as i64).map_err(|why| status::of(&why))
     }
 

@@ -259,7 +259,7 @@ impl Work<'_> {
         };
         let mut kvs: Vec<KeyValue> =
             all.into_iter().filter(|kv| within(&kv.key, &range.key, &range.range_end)).cloned().collect();
-        let count = kvs.len() as i64;
+        let count = if range.uncounted { 0 } else { kvs.len() as i64 };
         if range.count_only {
             return Ok(RangeResponse { header: header(self.now()), count, ..Default::default() });
         }
