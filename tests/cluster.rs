@@ -16,6 +16,8 @@ mod sessions;
 mod settings;
 #[path = "cluster/stopped.rs"]
 mod stopped;
+#[path = "cluster/upgraded.rs"]
+mod upgraded;
 #[path = "cluster/watched.rs"]
 mod watched;
 

@@ -598,7 +598,14 @@ fn at_every_sync_files_are_whole_or_not_there() {
     let snapshots = Snapshots::open(&directory.snapshots()).unwrap();
     let head = Head { index: Index(5), ..Head::default() };
     let (group, term) = (GroupId(3), Term(1));
-    let header = Header { group, kind: Kind::Resident, head, term, membership: Membership::default() };
+    let header = Header {
+        group,
+        kind: Kind::Resident,
+        head,
+        term,
+        membership: Membership::default(),
+        engine: String::new(),
+    };
     let writer = snapshots.create(&header).unwrap();
     writer.guest().write_all(b"the guest's state").unwrap();
     writer.finish().unwrap();
@@ -665,6 +672,7 @@ fn a_disk_that_fails_leaves_no_half_file() {
             head: Head::default(),
             term: Term(0),
             membership: Membership::default(),
+            engine: String::new(),
         };
         let failed = snapshots.create(&header).and_then(|writer| writer.finish()).unwrap_err().to_string();
         assert!(failed.contains(expected), "{failed}");

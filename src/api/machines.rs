@@ -21,14 +21,15 @@ impl MachinesService {
         MachinesService { serving }
     }
 
-    fn check_configuration(&self, bytes: usize) -> Result<(), Error> {
+    /// Refuses a configuration, or an argument, that is larger than a command may be.
+    fn check_size(&self, what: &str, bytes: usize) -> Result<(), Error> {
         let bytes_max = self.serving.limits.command_bytes_max;
         if bytes as u64 <= bytes_max {
             return Ok(());
         }
         Err(Error::TooLarge(format!(
-            "the configuration has {bytes} bytes, the limit is {bytes_max}: send the rest as commands, or \
-             raise `limits.command_bytes_max`"
+            "the {what} has {bytes} bytes, the limit is {bytes_max}: send the rest as commands, or raise \
+             `limits.command_bytes_max`"
         )))
     }
 }
@@ -42,7 +43,7 @@ impl Machines for MachinesService {
         let v1::CreateMachineRequest { name, module, configuration, replicas, settings } =
             request.into_inner();
         let replicas = if replicas == 0 { REPLICAS_DEFAULT } else { replicas };
-        self.check_configuration(configuration.len()).map_err(refused)?;
+        self.check_size("configuration", configuration.len()).map_err(refused)?;
         let module = self.serving.module_digest(&module).await.map_err(refused)?;
         let settings = settings.map(Into::into);
         let machine =
@@ -110,6 +111,18 @@ impl Machines for MachinesService {
         let change = settings.unwrap_or_default().into();
         let machine = self.serving.node.configure_machine(&name, change).await.map_err(refused)?;
         Ok(Response::new(machine.into()))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<v1::UpgradeMachineRequest>,
+    ) -> Result<Response<v1::UpgradeMachineResponse>, Status> {
+        let v1::UpgradeMachineRequest { name, module, argument } = request.into_inner();
+        self.check_size("argument", argument.len()).map_err(refused)?;
+        let module = self.serving.module_digest(&module).await.map_err(refused)?;
+        let upgraded = self.serving.node.upgrade_machine(&name, module, argument).await;
+        let (machine, answer) = upgraded.map_err(refused)?;
+        Ok(Response::new(v1::UpgradeMachineResponse { machine: Some(machine.into()), answer }))
     }
 
     async fn delete(

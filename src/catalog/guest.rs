@@ -7,13 +7,19 @@ use super::record::{Change, Command, ModuleRecord, RefusalCode};
 use super::store::{Failure, Store, refuse};
 use super::{machines, nodes, rows};
 use crate::error::Fault;
-use crate::id::GroupId;
+use crate::id::{Digest, GroupId};
 use crate::machine::frame::{CallError, Frame};
-use crate::machine::guest::{Ending, Guest, Input, Instance, QueryView};
+use crate::machine::guest::{Components, Ending, Guest, Input, Instance, QueryView, Unready};
 use crate::machine::outcome::{Context, Refusal};
 
 /// The catalog's own machine.
 pub struct CatalogGuest;
+
+impl Components for CatalogGuest {
+    fn component(&mut self, _: Digest) -> Result<Box<dyn Guest>, Unready> {
+        Ok(Box::new(CatalogGuest))
+    }
+}
 
 impl Guest for CatalogGuest {
     fn instance(&mut self) -> Result<Box<dyn Instance>, Fault> {
@@ -63,6 +69,7 @@ fn change(frame: &mut Frame, context: Context, bytes: &Bytes) -> Result<Bytes, F
         Some(Change::RegisterModule(record)) => register_module(store, context, record),
         Some(Change::CreateMachine(record)) => machines::create(store, context, record),
         Some(Change::MachineReady(group)) => machines::ready(store, group),
+        Some(Change::MachineUpgraded(upgraded)) => machines::upgraded(store, &upgraded),
         Some(Change::RemoveMachine(group)) => machines::remove(store, group),
         Some(Change::AddNode(record)) => nodes::add(store, context, record),
         Some(Change::RemoveNode(node)) => nodes::remove(store, node),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::placement::Load;
-use super::record::{MachineRecord, RefusalCode, ReplicaRecord};
+use super::record::{MachineRecord, MachineUpgraded, RefusalCode, ReplicaRecord};
 use super::store::{Failure, Store, refuse};
 use super::{check_name, check_replicas, rows};
 use crate::machine::outcome::Context;
@@ -54,6 +54,15 @@ pub(super) fn ready(store: &mut Store, group: u64) -> Result<Bytes, Failure> {
     if let Some(mut record) = store.machine_of(group)? {
         record.ready = true;
         (record.configuration, record.settings) = (Bytes::new(), None);
+        store.put_machine(&record)?;
+    }
+    Ok(Bytes::new())
+}
+
+/// The machine runs another module now.
+pub(super) fn upgraded(store: &mut Store, upgraded: &MachineUpgraded) -> Result<Bytes, Failure> {
+    if let Some(mut record) = store.machine_of(upgraded.group)? {
+        record.module.clone_from(&upgraded.module);
         store.put_machine(&record)?;
     }
     Ok(Bytes::new())

@@ -24,7 +24,7 @@ pub use self::copy::Catalog;
 pub use self::guest::CatalogGuest;
 pub use self::nodes::{VOTERS_MAX, removed};
 pub use self::record::{
-    Change, MachineRecord, ModuleRecord, NodeRecord, RefusalCode, ReplicaGone, ReplicaRecord,
+    Change, MachineRecord, MachineUpgraded, ModuleRecord, NodeRecord, RefusalCode, ReplicaGone, ReplicaRecord,
 };
 use crate::id::{Digest, ReplicaId};
 

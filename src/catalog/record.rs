@@ -36,7 +36,7 @@ pub struct MachineRecord {
     /// The group that orders its inputs, never used twice.
     #[prost(uint64, tag = "2")]
     pub group: u64,
-    /// What it was created from.
+    /// What it runs: what it was created from, or last upgraded to. Its own log decides; the catalog is told.
     #[prost(bytes = "vec", tag = "3")]
     pub module: Vec<u8>,
     /// Its creator's configuration, kept until it is ready.
@@ -138,7 +138,7 @@ impl MachineRecord {
         GroupId(self.group)
     }
 
-    /// What it was created from. A failure is corruption.
+    /// What it runs, as far as the catalog was told. A failure is corruption.
     pub fn module(&self) -> Result<Digest, Fault> {
         digest_of(&self.module)
     }
@@ -188,7 +188,7 @@ pub(super) fn digest_of(bytes: &[u8]) -> Result<Digest, Fault> {
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Command {
     /// Which.
-    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub change: Option<Change>,
 }
 
@@ -221,6 +221,20 @@ pub enum Change {
     /// A group has let a replica go.
     #[prost(message, tag = "8")]
     ReplicaGone(ReplicaGone),
+    /// A machine was upgraded.
+    #[prost(message, tag = "9")]
+    MachineUpgraded(MachineUpgraded),
+}
+
+/// A machine runs another module than the catalog knew.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MachineUpgraded {
+    /// The machine's group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The sha256 of the component.
+    #[prost(bytes = "vec", tag = "2")]
+    pub module: Vec<u8>,
 }
 
 /// A group has let a replica go.

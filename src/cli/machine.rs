@@ -62,6 +62,24 @@ pub enum Machine {
         #[arg(value_name = "NAME=VALUE", required = true, value_parser = settings::assignment)]
         set: Vec<Assignment>,
     },
+    /// Have a machine run another module, with its state, leases, sessions and history
+    #[command(
+        after_help = "Every replica changes over at one place of the log. The new component is told, with \
+            the argument; if it refuses or fails, the machine goes on with the present one, and nothing has \
+            changed. Prints what the new component answers.\n\nExamples:\n  statehouse machine upgrade notes \
+            --module notes2.component.wasm\n  statehouse machine upgrade orders --module \
+            orders2.component.wasm --argument 'currency=EUR'"
+    )]
+    Upgrade {
+        /// Its name
+        name: String,
+        /// What it is to run: a module's digest, a file to push first, or `builtin:kv`
+        #[arg(long, value_name = "DIGEST|FILE|builtin:kv")]
+        module: String,
+        /// What the new component is told with it, for a migration
+        #[arg(long, value_name = "TEXT|@FILE", allow_negative_numbers = true)]
+        argument: Option<String>,
+    },
     /// List all machines
     #[command(after_help = "Examples:\n  \
             statehouse machine list\n  \
@@ -133,6 +151,12 @@ impl Machine {
                 let changed = client.configure_machine(&name, settings::settings(&set)).await?;
                 show(global, &changed, &Names::of(&client).await?)
             }
+            Machine::Upgrade { name, module, argument } => {
+                let argument = payload::read(argument.as_deref().unwrap_or_default(), false)?;
+                let module = resolve(&client, &module).await?;
+                let (machine, answer) = client.upgrade_machine(&name, &module, argument).await?;
+                show_upgraded(global, &machine, &answer)
+            }
             Machine::List => list(global, &client.machines().await?, &Names::of(&client).await?),
             Machine::Show { name } => {
                 let machine = client.machine(&name).await?;
@@ -165,6 +189,18 @@ impl Machine {
             }
         }
     }
+}
+
+fn show_upgraded(global: &Global, machine: &MachineInfo, answer: &[u8]) -> anyhow::Result<()> {
+    if global.json {
+        output::json(&json!({ "machine": machine_json(machine), "answer": output::bytes_json(answer) }))?;
+        return Ok(());
+    }
+    output::line(format_args!("{} runs {}", machine.name, machine.module))?;
+    if !answer.is_empty() {
+        output::line(output::printable(answer))?;
+    }
+    Ok(())
 }
 
 fn verify(global: &Global, verified: &Verified, names: &Names) -> anyhow::Result<()> {

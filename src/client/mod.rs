@@ -276,6 +276,26 @@ impl Client {
         self.call(Again::IfNotDone, message, call).await?.try_into()
     }
 
+    /// Has a machine run another module, named by its digest or as `builtin:kv`, and tells the new component,
+    /// with `argument`: what it answered. If it refuses or fails, the machine goes on with the present one.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` if the module is of another world, or refuses; `Guest` if it fails; `Unknown`:
+    /// it may have been done, which the machine's module tells.
+    pub async fn upgrade_machine(
+        &self,
+        name: &str,
+        module: &str,
+        argument: impl Into<Bytes>,
+    ) -> Result<(MachineInfo, Bytes), Error> {
+        let message =
+            v1::UpgradeMachineRequest { name: name.into(), module: module.into(), argument: argument.into() };
+        let call = |channel, message| async move { MachinesClient::new(channel).upgrade(message).await };
+        let upgraded = self.call(Again::IfNotDone, message, call).await?;
+        let machine = upgraded.machine.ok_or_else(|| Error::Unknown("an answer without a machine".into()))?;
+        Ok((machine.try_into()?, upgraded.answer))
+    }
+
     /// Changes settings of a machine: what `change` names; a zero takes a setting back to its default.
     ///
     /// # Errors

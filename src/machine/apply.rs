@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::batch::{Act, Batch, Create, Head, Numbered, Operation};
+use super::batch::{Act, Batch, Create, Head, Numbered, Operation, Upgrade};
 use super::chain;
 use super::frame::{Frame, LogLine};
 use super::guest::{Ending, Guest, Input, Instance};
@@ -67,7 +67,8 @@ impl From<Fault> for Stop {
     }
 }
 
-/// Applies a batch of a stored machine.
+/// Applies a batch of a stored machine to its component, or, if the batch is an upgrade, to the one that it
+/// is to run.
 pub fn stored(
     head: &Head,
     index: Index,
@@ -92,7 +93,8 @@ pub fn stored(
     }
 }
 
-/// Applies a batch of a resident machine to its instance, passing over what is `settled`.
+/// Applies a batch of a resident machine to its instance, or, if the batch is an upgrade, to one of the other
+/// component that has restored its state; passes over what is `settled`.
 pub fn resident(
     head: &Head,
     index: Index,
@@ -145,6 +147,8 @@ pub(super) struct Run<'a> {
     pub(super) time_ms: u64,
     pub(super) term_began_ms: u64,
     module: Option<Digest>,
+    /// Whether the batch has one operation.
+    is_alone: bool,
     revision: Revision,
     pub(super) history_first: Revision,
     pub(super) settings: Settings,
@@ -166,6 +170,7 @@ impl<'a> Run<'a> {
             time_ms,
             term_began_ms: term_began.0,
             module: head.module,
+            is_alone: batch.operations.len() == 1,
             revision: head.revision,
             history_first: head.history_first,
             settings: head.settings,
@@ -242,15 +247,28 @@ impl<'a> Run<'a> {
             // before its batch is applied.
             Some(Act::Verdict(_) | Act::Beacon(_)) => Ok(done()),
             None => Ok(Outcome::Host(HostCode::Invalid)),
-            Some(_) if self.module.is_none() => Ok(Outcome::Host(HostCode::NotCreated)),
-            Some(Act::Command(payload)) => self.input(Input::Command(payload.clone())),
-            Some(Act::Expire(expire)) => self.expire(expire),
-            Some(Act::Grant(grant)) => self.grant(grant, false),
-            Some(Act::OpenSession(grant)) => self.grant(grant, true),
-            Some(Act::Renew(renew)) => self.renew(renew),
-            Some(Act::Revoke(id)) => self.revoke(*id),
-            Some(Act::Configure(change)) => Ok(self.configure(change)),
-            Some(Act::Trim(first)) => Ok(self.trim(Revision(*first))),
+            Some(act) => match self.module {
+                Some(module) => self.act(module, act),
+                None => Ok(Outcome::Host(HostCode::NotCreated)),
+            },
+        }
+    }
+
+    /// An act on a machine that runs `module`.
+    fn act(&mut self, module: Digest, act: &Act) -> Result<Outcome, Abort<'a>> {
+        match act {
+            Act::Command(payload) => self.input(Input::Command(payload.clone())),
+            Act::Expire(expire) => self.expire(expire),
+            Act::Grant(grant) => self.grant(grant, false),
+            Act::OpenSession(grant) => self.grant(grant, true),
+            Act::Renew(renew) => self.renew(renew),
+            Act::Revoke(id) => self.revoke(*id),
+            Act::Configure(change) => Ok(self.configure(change)),
+            Act::Trim(first) => Ok(self.trim(Revision(*first))),
+            Act::Upgrade(upgrade) => self.upgrade(module, upgrade),
+            Act::Create(_) | Act::Verdict(_) | Act::Beacon(_) => {
+                unreachable!("these are seen to whether there is a machine or not")
+            }
         }
     }
 
@@ -258,14 +276,28 @@ impl<'a> Run<'a> {
         if self.module.is_some() {
             return Ok(done());
         }
-        let Ok(module) = create.module.as_slice().try_into() else {
+        let Some(module) = create.module() else {
             return Ok(Outcome::Host(HostCode::Invalid));
         };
         // The first input may grant leases already.
         self.configure(&create.settings.unwrap_or_default());
         let outcome = self.input(Input::Created(create.configuration.clone()))?;
         if matches!(outcome, Outcome::Ok(_)) {
-            self.module = Some(Digest(module));
+            self.module = Some(module);
+        }
+        Ok(outcome)
+    }
+
+    /// The first input of another component, which whoever runs the batch has put in place of the present
+    /// one. The machine runs it from here on if it agrees.
+    fn upgrade(&mut self, previous: Digest, upgrade: &Upgrade) -> Result<Outcome, Abort<'a>> {
+        let Some(module) = upgrade.module().filter(|_| self.is_alone) else {
+            return Ok(Outcome::Host(HostCode::Invalid));
+        };
+        let argument = upgrade.argument.clone();
+        let outcome = self.input(Input::Upgraded { previous: previous.to_string(), argument })?;
+        if matches!(outcome, Outcome::Ok(_)) {
+            self.module = Some(module);
         }
         Ok(outcome)
     }

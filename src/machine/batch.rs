@@ -27,7 +27,7 @@ pub struct Batch {
 #[derive(Clone, PartialEq, Message)]
 pub struct Operation {
     /// Which; none means that a newer version wrote it, and the outcome is `HostCode::Invalid`.
-    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Act", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub act: Option<Act>,
     /// Of a command: its place in a session, which makes it safe to send again.
     #[prost(message, optional, tag = "14")]
@@ -74,6 +74,9 @@ pub enum Act {
     /// Events before this revision are no longer kept, on any replica.
     #[prost(uint64, tag = "11")]
     Trim(u64),
+    /// An operator has the machine run another component from here on. It has a batch to itself.
+    #[prost(message, tag = "12")]
+    Upgrade(Upgrade),
 }
 
 /// A command's place in a session.
@@ -132,6 +135,31 @@ pub struct Create {
     pub settings: Option<Settings>,
 }
 
+/// The machine is to run `module` from now on, which is told so.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Upgrade {
+    /// The sha256 of the component, 32 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub module: Vec<u8>,
+    /// Whatever the operator gave for the migration.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub argument: Bytes,
+}
+
+impl Upgrade {
+    /// The component, if that is a digest.
+    pub fn module(&self) -> Option<Digest> {
+        self.module.as_slice().try_into().map(Digest).ok()
+    }
+}
+
+impl Create {
+    /// The component, if that is a digest.
+    pub fn module(&self) -> Option<Digest> {
+        self.module.as_slice().try_into().map(Digest).ok()
+    }
+}
+
 /// Leases whose deadline has passed.
 #[derive(Clone, PartialEq, Message)]
 pub struct Expire {
@@ -172,6 +200,29 @@ impl Batch {
         Batch { time_ms, operations, begins_term: false }
     }
 
+    /// The component that it is to have the machine run, if it is an upgrade.
+    pub fn upgrade(&self) -> Option<Digest> {
+        match self.operations.as_slice() {
+            [Operation { act: Some(Act::Upgrade(upgrade)), .. }] => upgrade.module(),
+            _ => None,
+        }
+    }
+
+    /// The component that its inputs go to, if the machine stands at `head`. None: it reaches no component,
+    /// because the machine was not created.
+    pub fn component(&self, head: &Head) -> Option<Digest> {
+        let created = || {
+            self.operations.iter().find_map(|operation| match &operation.act {
+                Some(Act::Create(create)) => create.module(),
+                _ => None,
+            })
+        };
+        match head.module {
+            Some(present) => Some(self.upgrade().unwrap_or(present)),
+            None => created(),
+        }
+    }
+
     /// Reads a committed entry. A failure is corruption: the log checks its entries' sums before this is
     /// called.
     pub fn read(bytes: Bytes) -> Result<Batch, Fault> {
@@ -194,6 +245,11 @@ impl Operation {
             }
             _ => self.encoded_len(),
         }
+    }
+
+    /// Whether it must have a batch to itself: whatever comes with it would meet another component.
+    pub fn is_alone(&self) -> bool {
+        matches!(self.act, Some(Act::Upgrade(_)))
     }
 
     /// A client's command in a session.

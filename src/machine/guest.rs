@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::frame::Frame;
 use super::outcome::{Context, Refusal};
 use crate::error::Fault;
+use crate::id::Digest;
 
 /// Everything that can change a machine: the contract's `input`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,57 @@ pub enum Ending {
     Exhausted(String),
     /// This computer failed.
     Fault(Fault),
+}
+
+/// Where a machine's components come from.
+pub trait Components: Send {
+    /// A component by its digest, ready to run.
+    fn component(&mut self, module: Digest) -> Result<Box<dyn Guest>, Unready>;
+}
+
+/// Why a component cannot be run here now.
+#[derive(Debug)]
+pub enum Unready {
+    /// Its bytes are not here yet.
+    Absent(Digest),
+    /// This node cannot run it.
+    Unfit(String),
+    /// This computer failed.
+    Fault(Fault),
+}
+
+/// Stands for the component, and for the instance, of a machine that was not created: no input reaches it.
+pub struct Nobody;
+
+impl Guest for Nobody {
+    fn instance(&mut self) -> Result<Box<dyn Instance>, Fault> {
+        Ok(Box::new(Nobody))
+    }
+}
+
+impl Instance for Nobody {
+    fn apply(&mut self, frame: Frame, _: Context, _: &Input) -> (Frame, Ending) {
+        let mistake = "an input reached a machine that was not created: a mistake of this program";
+        (frame, Ending::Fault(Fault::new(mistake)))
+    }
+
+    fn scale_budget(&mut self, _: u32) {}
+
+    fn query(&mut self, frame: Frame, _: QueryView, _: &[u8]) -> (Frame, Ending) {
+        (frame, not_created())
+    }
+
+    fn save(&mut self, frame: Frame) -> (Frame, Ending) {
+        (frame, not_created())
+    }
+
+    fn restore(&mut self, frame: Frame) -> (Frame, Ending) {
+        (frame, not_created())
+    }
+}
+
+fn not_created() -> Ending {
+    Ending::Trapped("the machine was not created".into())
 }
 
 /// A component that is ready to run.

@@ -6,8 +6,9 @@
 //!
 //! # Layout
 //! - [`batch`]: what a Raft entry carries, and the head that a machine has after it
-//! - [`apply`]: one batch, applied, with `grants` for what clients and the clock do to leases; [`resident`]:
-//!   the same for machines that keep their state in memory
+//! - [`apply`]: one batch, applied, with `grants` for what clients and the clock do to leases
+//! - [`stored`], [`resident`]: the same for machines of either world, with the component that each batch is
+//!   for
 //! - [`settled`]: the inputs that a resident machine passes over
 //! - [`overlay`]: what a batch has written so far; [`chain`]: the rolling hash over it
 //! - [`event`], [`lease`], [`session`]: how these are kept as rows; [`settings`]: what an operator settles;
@@ -32,6 +33,7 @@ pub mod retention;
 pub mod session;
 pub mod settings;
 pub mod settled;
+pub mod stored;
 pub mod view;
 
 #[cfg(test)]

@@ -4,6 +4,12 @@
 //! instance restores the last snapshot and replays the log up to where the machine stands, passing over the
 //! inputs whose fate is settled. A trap is the same on every replica and settles itself; exhaustion is not,
 //! and waits for a verdict in the log.
+//!
+//! An upgrade hands the state over: the present component saves it, the other one restores it and is told. If
+//! it refuses, an instance of the present component restores the same bytes: so whichever instance a replica
+//! had, all go on from one that was made at this index.
+
+mod handover;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,12 +18,12 @@ use std::sync::Arc;
 use super::apply::{self, Applied, Stop};
 use super::batch::{Batch, Head};
 use super::frame::Frame;
-use super::guest::{Ending, Guest, Instance, QueryView};
-use super::outcome::HostCode;
+use super::guest::{Components, Ending, Instance, Nobody, QueryView, Unready};
+use super::outcome::{HostCode, Outcome, OutcomeAt};
 use super::settled::Settled;
 use super::view::{MemoryView, Table, View};
 use crate::error::Fault;
-use crate::id::Index;
+use crate::id::{Digest, Index};
 
 /// Replays run with this many times the usual budget: an input that once ended within its budget, wherever
 /// its instance had been restored then, ends within this one.
@@ -61,6 +67,10 @@ pub enum Halt {
     CannotRestore(String),
     /// The guest cannot save its state.
     CannotSave(String),
+    /// The bytes of a component that it runs are not here yet.
+    Lacks(Digest),
+    /// This node cannot run one of its components.
+    Unfit(String),
 }
 
 impl From<Fault> for Halt {
@@ -69,12 +79,56 @@ impl From<Fault> for Halt {
     }
 }
 
+impl From<Unready> for Halt {
+    fn from(unready: Unready) -> Halt {
+        match unready {
+            Unready::Absent(module) => Halt::Lacks(module),
+            Unready::Unfit(why) => Halt::Unfit(why),
+            Unready::Fault(fault) => Halt::Fault(fault),
+        }
+    }
+}
+
+/// Why a batch was not applied to an instance, which is gone.
+enum Broken {
+    /// It died at an input.
+    Died {
+        offset: u32,
+        code: HostCode,
+        why: String,
+    },
+    Halt(Halt),
+}
+
+impl From<Stop> for Broken {
+    fn from(stop: Stop) -> Broken {
+        match stop {
+            Stop::Fault(fault) => Broken::Halt(Halt::Fault(fault)),
+            Stop::Died { offset, code, why } => Broken::Died { offset, code, why },
+        }
+    }
+}
+
+impl From<Halt> for Broken {
+    fn from(halt: Halt) -> Broken {
+        Broken::Halt(halt)
+    }
+}
+
+/// An instance with where it stands.
+struct Standing<'h> {
+    instance: Box<dyn Instance>,
+    head: &'h Head,
+    /// So many times the usual budget has each of its inputs.
+    budget_factor: u32,
+}
+
 /// An instance, where it stands, and the host's rows that calls can see there.
 pub type Rebuilt = (Box<dyn Instance>, Head, MemoryView);
 
 /// A resident machine's instance with what is known of its inputs.
 pub struct Resident {
-    guest: Box<dyn Guest>,
+    components: Box<dyn Components>,
     instance: Option<Box<dyn Instance>>,
     /// Inputs of batches that are still to be applied, and will be passed over.
     settled: BTreeMap<Index, Settled>,
@@ -82,8 +136,8 @@ pub struct Resident {
 
 impl Resident {
     /// A machine whose instance is made when first needed.
-    pub fn new(guest: Box<dyn Guest>) -> Resident {
-        Resident { guest, instance: None, settled: BTreeMap::new() }
+    pub fn new(components: Box<dyn Components>) -> Resident {
+        Resident { components, instance: None, settled: BTreeMap::new() }
     }
 
     /// A snapshot took the place of the machine's state: the instance is made anew from it when next needed.
@@ -107,26 +161,74 @@ impl Resident {
         history: &dyn History,
     ) -> Result<Applied, Halt> {
         loop {
-            let mut instance = match self.instance.take() {
+            let instance = match self.instance.take() {
                 Some(instance) => instance,
                 None => self.rebuild_as(head, history)?,
             };
-            let none = Settled::new();
-            let settled = self.settled.get(&index).unwrap_or(&none);
-            match apply::resident(head, index, batch, view.clone(), instance.as_mut(), settled) {
-                Ok(applied) => {
+            let settled = self.settled.get(&index).cloned().unwrap_or_default();
+            let at = Standing { instance, head, budget_factor: 1 };
+            match self.step(at, index, batch, view.clone(), &settled) {
+                Ok((applied, instance)) => {
                     self.instance = Some(instance);
                     // What was settled of this batch is among its writes now.
                     self.settled = self.settled.split_off(&index.next());
                     return Ok(applied);
                 }
-                Err(Stop::Fault(fault)) => return Err(Halt::Fault(fault)),
-                Err(Stop::Died { offset, code: HostCode::Exhausted, .. }) => {
+                Err(Broken::Halt(halt)) => return Err(halt),
+                Err(Broken::Died { offset, code: HostCode::Exhausted, .. }) => {
                     return Err(Halt::NeedsVerdict { offset });
                 }
-                Err(Stop::Died { offset, code, .. }) => self.settle(index, offset, code),
+                Err(Broken::Died { offset, code, .. }) => self.settle(index, offset, code),
             }
         }
+    }
+
+    /// Applies a batch to an instance, and gives the one that the next batch is for.
+    fn step(
+        &mut self,
+        at: Standing,
+        index: Index,
+        batch: &Batch,
+        view: Arc<dyn View>,
+        settled: &Settled,
+    ) -> Result<(Applied, Box<dyn Instance>), Broken> {
+        let Standing { mut instance, head, budget_factor } = at;
+        match (head.module, batch.upgrade()) {
+            (Some(present), Some(next)) if !settled.contains_key(&0) => {
+                let state = handover::save(instance.as_mut(), view.clone())?;
+                drop(instance);
+                let mut upgraded = self.made(next)?;
+                handover::restore(upgraded.as_mut(), &state, view.clone())?;
+                upgraded.scale_budget(budget_factor);
+                let applied = apply::resident(head, index, batch, view.clone(), upgraded.as_mut(), settled)?;
+                if matches!(applied.outcomes[..], [OutcomeAt { outcome: Outcome::Ok(_), .. }]) {
+                    return Ok((applied, upgraded));
+                }
+                let mut back = self.made(present)?;
+                handover::go_back(back.as_mut(), &state, view)?;
+                back.scale_budget(budget_factor);
+                Ok((applied, back))
+            }
+            (None, _) => {
+                // The instance that is created is the first one.
+                instance = match batch.component(head) {
+                    Some(module) => self.made(module)?,
+                    None => Box::new(Nobody),
+                };
+                instance.scale_budget(budget_factor);
+                let applied = apply::resident(head, index, batch, view, instance.as_mut(), settled)?;
+                Ok((applied, instance))
+            }
+            _ => {
+                let applied = apply::resident(head, index, batch, view, instance.as_mut(), settled)?;
+                Ok((applied, instance))
+            }
+        }
+    }
+
+    /// A fresh instance of a component.
+    fn made(&mut self, module: Digest) -> Result<Box<dyn Instance>, Halt> {
+        Ok(self.components.component(module)?.instance()?)
     }
 
     /// An instance that stands where the machine stands, by the same path.
@@ -148,44 +250,51 @@ impl Resident {
         instance.scale_budget(REPLAY_BUDGET_FACTOR);
         for (index, batch, settled) in replay(history, head.index, up_to)? {
             let view = Arc::new(std::mem::take(&mut rows));
-            let result = apply::resident(&head, index, &batch, view.clone(), instance.as_mut(), &settled);
-            rows = Arc::into_inner(view).ok_or_else(|| Fault::new("a guest kept its view after a call"))?;
-            match result {
-                Ok(applied) => {
-                    head = applied.head;
-                    keep_host_rows(&mut rows, applied);
+            let at = Standing { instance, head: &head, budget_factor: REPLAY_BUDGET_FACTOR };
+            let applied = match self.step(at, index, &batch, view.clone(), &settled) {
+                Ok((applied, next)) => {
+                    instance = next;
+                    applied
                 }
-                Err(Stop::Fault(fault)) => return Err(Halt::Fault(fault)),
-                Err(Stop::Died { offset, why, .. }) => {
+                Err(Broken::Halt(halt)) => return Err(halt),
+                Err(Broken::Died { offset, why, .. }) => {
                     let what = "which ended well when it was first applied, failed in a replay";
                     return Err(Halt::CannotRestore(format!(
-                        "input {offset} of batch {index}, {what}: \
-                        {why}"
+                        "input {offset} of batch {index}, {what}: {why}"
                     )));
                 }
-            }
+            };
+            rows = alone(view)?;
+            head = applied.head;
+            keep_host_rows(&mut rows, applied);
         }
         instance.scale_budget(1);
         Ok((instance, head, rows))
     }
 
     fn restore(&mut self, history: &dyn History) -> Result<Rebuilt, Halt> {
-        let mut instance = self.guest.instance()?;
-        let Some(saved) = history.saved()? else {
-            return Ok((instance, Head::default(), MemoryView::default()));
+        let Some(Saved { head, rows, state }) = history.saved()? else {
+            return Ok((Box::new(Nobody), Head::default(), MemoryView::default()));
         };
-        let view = Arc::new(saved.rows);
-        let (frame, ending) = instance.restore(Frame::for_restore(view.clone(), saved.state));
+        let mut instance = match head.module {
+            Some(module) => self.made(module)?,
+            None => Box::new(Nobody),
+        };
+        let view = Arc::new(rows);
+        let (frame, ending) = instance.restore(Frame::for_restore(view.clone(), state));
         drop(frame);
         match ending {
-            Ending::Answer(_) => {}
-            Ending::Fault(fault) => return Err(Halt::Fault(fault)),
-            Ending::Refused(refusal) => return Err(Halt::CannotRestore(refusal.message)),
-            Ending::Trapped(why) | Ending::Exhausted(why) => return Err(Halt::CannotRestore(why)),
+            Ending::Answer(_) => Ok((instance, head, alone(view)?)),
+            Ending::Fault(fault) => Err(Halt::Fault(fault)),
+            Ending::Refused(refusal) => Err(Halt::CannotRestore(refusal.message)),
+            Ending::Trapped(why) | Ending::Exhausted(why) => Err(Halt::CannotRestore(why)),
         }
-        let rows = Arc::into_inner(view).ok_or_else(|| Fault::new("a guest kept its view after a call"))?;
-        Ok((instance, saved.head, rows))
     }
+}
+
+/// The rows that a call had a view of.
+fn alone(view: Arc<MemoryView>) -> Result<MemoryView, Fault> {
+    Arc::into_inner(view).ok_or_else(|| Fault::new("a guest kept its view after a call"))
 }
 
 /// The batches after `after` with their settled inputs.
@@ -220,8 +329,8 @@ struct At {
 
 impl Reader {
     /// A reader whose instance is made when first needed.
-    pub fn new(guest: Box<dyn Guest>) -> Reader {
-        Reader { resident: Resident::new(guest), at: None }
+    pub fn new(components: Box<dyn Components>) -> Reader {
+        Reader { resident: Resident::new(components), at: None }
     }
 
     /// A snapshot took the place of the machine's state: what the instance saw before was another way.
@@ -301,12 +410,17 @@ impl Reader {
         let Ok(batches) = replay(history, at.head.index, up_to) else { return Ok(None) };
         for (index, batch, settled) in batches {
             let view = Arc::new(std::mem::take(&mut at.rows));
-            let result =
-                apply::resident(&at.head, index, &batch, view.clone(), at.instance.as_mut(), &settled);
-            let (Ok(applied), Some(rows)) = (result, Arc::into_inner(view)) else { return Ok(None) };
-            at.rows = rows;
-            at.head = applied.head;
-            keep_host_rows(&mut at.rows, applied);
+            let standing = Standing { instance: at.instance, head: &at.head, budget_factor: 1 };
+            let (applied, instance) =
+                match self.resident.step(standing, index, &batch, view.clone(), &settled) {
+                    Ok(stepped) => stepped,
+                    Err(Broken::Halt(lacks @ Halt::Lacks(_))) => return Err(lacks),
+                    Err(_) => return Ok(None),
+                };
+            let Some(mut rows) = Arc::into_inner(view) else { return Ok(None) };
+            let head = applied.head;
+            keep_host_rows(&mut rows, applied);
+            at = At { instance, head, rows, touched: at.touched };
         }
         Ok(Some(at))
     }

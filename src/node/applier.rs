@@ -17,16 +17,16 @@ use super::lockstep::{Contradiction, Lockstep, Memory};
 use super::order::{Order, Waiter};
 use super::stage::Stage;
 use crate::error::{Error, Fault};
-use crate::id::{GroupId, Index, Term};
-use crate::machine::apply::{self, Applied, Note};
+use crate::id::{Digest, GroupId, Index, Term};
+use crate::machine::apply::{Applied, Note};
 use crate::machine::batch::{Act, Batch, Head, Verdict};
 use crate::machine::event;
 use crate::machine::frame::LogLevel;
-use crate::machine::guest::Guest;
 use crate::machine::outcome::{HostCode, Outcome, OutcomeAt};
 use crate::machine::overlay::Write;
 use crate::machine::resident::{Halt, Resident};
 use crate::machine::settled;
+use crate::machine::stored::Stored;
 use crate::machine::view::{Table, View};
 use crate::raft::{Input, Role, SnapshotHead};
 use crate::storage::entry::{Entry, EntryKind};
@@ -49,7 +49,7 @@ pub type OnChange = Box<dyn Fn(Changed) -> Result<(), Fault> + Send>;
 /// How a machine's inputs are run.
 pub enum Behavior {
     /// A fresh instance for every batch.
-    Stored(Box<dyn Guest>),
+    Stored(Stored),
     /// One instance that lives on.
     Resident(Resident),
 }
@@ -62,7 +62,7 @@ pub struct Applier {
     behavior: Behavior,
     on_change: Option<OnChange>,
     lockstep: Lockstep,
-    /// Entries that wait for a verdict on an input of the first of them.
+    /// Entries that wait for a verdict on an input of the first of them, or for a module that it needs.
     stalled: VecDeque<Placed>,
     /// The last entry that was not applied because the machine is halted.
     passed_over: Index,
@@ -71,6 +71,8 @@ pub struct Applier {
 /// Why an entry was not applied.
 enum Obstacle {
     NeedsVerdict(u32),
+    /// The bytes of this module are not here yet.
+    Lacks(Digest),
     Halt(String),
     /// The state is not what the leader has.
     Differs(Contradiction),
@@ -112,8 +114,8 @@ impl Applier {
 
     /// Makes the next batch's instance ready.
     pub fn prepare(&mut self) {
-        if let Behavior::Stored(guest) = &mut self.behavior {
-            guest.prepare();
+        if let Behavior::Stored(stored) = &mut self.behavior {
+            stored.prepare();
         }
     }
 
@@ -186,12 +188,21 @@ impl Applier {
     }
 
     fn try_install(&mut self, lane: &Lane, snapshot: &SnapshotHead, stage: &Stage) -> Result<(), Error> {
-        // What waited for a verdict is in the snapshot.
+        // What waited for a verdict or a module is in the snapshot.
+        lane.set_lacks(None);
         for placed in self.stalled.drain(..) {
             refuse(placed.waiters, &Error::Unknown("a snapshot took the place of the command".into()));
         }
         stage.snapshots.put_in_force(self.group, snapshot.index)?;
         let read = stage.snapshots.read(self.group, snapshot.index)?;
+        let engine = &read.header().engine;
+        if !engine.is_empty() && *engine != stage.engine {
+            return Err(Error::FailedPrecondition(format!(
+                "it was made by the engine {engine}, and this node has {}: run the version that the others \
+                 run",
+                stage.engine
+            )));
+        }
         self.head = crate::storage::snapshot::install(&stage.state, read)?.head;
         match &mut self.behavior {
             // Its rows are all there is.
@@ -217,6 +228,14 @@ impl Applier {
             self.obey_verdicts(&placed.entry);
         }
         self.stalled.push_back(placed);
+        if lane.lacks().is_none() || lane.halted().is_some() {
+            self.go_on(lane, stage);
+        }
+    }
+
+    /// Applies those that waited, as far as that is possible now.
+    pub fn go_on(&mut self, lane: &Lane, stage: &Stage) {
+        lane.set_lacks(None);
         while let Some(placed) = self.stalled.pop_front() {
             if let Some(why) = lane.halted() {
                 self.passed_over = placed.entry.index;
@@ -233,6 +252,14 @@ impl Applier {
                 Err(Obstacle::NeedsVerdict(offset)) => {
                     self.ask_for_verdict(lane, placed.entry.index, offset, stage);
                     self.stalled.push_front(placed);
+                    return;
+                }
+                Err(Obstacle::Lacks(module)) => {
+                    let (group, index) = (self.group, placed.entry.index);
+                    tracing::warn!(%group, %index, %module, "the machine waits for a module's bytes");
+                    self.stalled.push_front(placed);
+                    lane.set_lacks(Some(module));
+                    stage.courier.tell(Errand::Fetch(group, module));
                     return;
                 }
                 Err(Obstacle::Halt(why)) => self.stop_at(lane, placed, &why, stage),
@@ -324,19 +351,21 @@ impl Applier {
 
     fn run(&mut self, index: Index, batch: &Batch, stage: &Stage) -> Result<Applied, Obstacle> {
         let view = self.view.clone();
-        match &mut self.behavior {
-            Behavior::Stored(guest) => Ok(apply::stored(&self.head, index, batch, view, guest.as_mut())?),
+        let applied = match &mut self.behavior {
+            Behavior::Stored(stored) => stored.apply(&self.head, index, batch, view),
             Behavior::Resident(resident) => {
-                let history = LogHistory::of(stage, self.group);
-                resident.apply(&self.head, index, batch, view, &history).map_err(|halt| match halt {
-                    Halt::Fault(fault) => fault.into(),
-                    Halt::NeedsVerdict { offset } => Obstacle::NeedsVerdict(offset),
-                    Halt::CannotRestore(why) | Halt::CannotSave(why) => {
-                        Obstacle::Halt(format!("its instance cannot be made again: {why}"))
-                    }
-                })
+                resident.apply(&self.head, index, batch, view, &LogHistory::of(stage, self.group))
             }
-        }
+        };
+        applied.map_err(|halt| match halt {
+            Halt::Fault(fault) => fault.into(),
+            Halt::NeedsVerdict { offset } => Obstacle::NeedsVerdict(offset),
+            Halt::Lacks(module) => Obstacle::Lacks(module),
+            Halt::Unfit(why) => Obstacle::Halt(format!("this node cannot run its component: {why}")),
+            Halt::CannotRestore(why) | Halt::CannotSave(why) => {
+                Obstacle::Halt(format!("its instance cannot be made again: {why}"))
+            }
+        })
     }
 
     /// Events before the head's first revision are not kept any more. What a crash leaves of them goes the

@@ -117,9 +117,9 @@ impl Node {
         let parts = found.serving()?;
         self.inner.stage.metrics.queries.inc();
         self.wait_fresh(&parts.lane, consistency).await?;
-        if let Queries::Stored(pool) = &parts.queries {
+        if let Queries::Stored(pools) = &parts.queries {
             let short = self.inner.config.short_query_budget();
-            let answered = machine::query_stored(&parts.lane, pool, &self.inner.stage, &request, short);
+            let answered = machine::query_stored(&parts.lane, pools, &self.inner.stage, &request, short);
             if let Some(answered) = answered.map_err(|why| self.noticed(why))? {
                 return Ok(answered);
             }
@@ -149,9 +149,8 @@ impl Node {
         let run = move || {
             let parts = machine.serving()?;
             match &parts.queries {
-                Queries::Stored(pool) => {
-                    let answered = machine::query_stored(&parts.lane, pool, &stage, &request, budget)?;
-                    answered.ok_or_else(machine::exhausted)
+                Queries::Stored(pools) => {
+                    machine::query_stored_long(&parts.lane, pools, &stage, &request, budget)
                 }
                 Queries::Resident(resident) => resident.query(&parts.lane, &stage, &request),
             }

@@ -208,6 +208,7 @@ impl Explanation {
                 Some(Act::OpenSession(_)) => "open session",
                 Some(Act::Configure(_)) => "configure",
                 Some(Act::Trim(_)) => "trim",
+                Some(Act::Upgrade(_)) => "upgrade",
                 None => "unknown",
             };
             let bytes = match &operation.act {

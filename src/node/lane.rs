@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -14,7 +14,7 @@ use super::metrics::seconds;
 use super::order::Waiter;
 use super::stage::Stage;
 use crate::error::Error;
-use crate::id::{GroupId, Index, Revision, Term};
+use crate::id::{Digest, GroupId, Index, Revision, Term};
 use crate::machine::batch::Head;
 use crate::machine::view::View;
 use crate::raft::{Role, RoleChange, SnapshotHead};
@@ -34,7 +34,7 @@ pub struct Placed {
 pub struct Job {
     /// Install this staged snapshot first, in place of the state.
     pub snapshot: Option<SnapshotHead>,
-    /// The entries.
+    /// The entries; if there are none, what the machine waited for may be here.
     pub entries: Vec<Placed>,
     /// When it was given to the lane, by the node's clock.
     pub since_ns: u64,
@@ -85,6 +85,8 @@ pub struct Lane {
     /// The highest term of which an entry was applied.
     applied_term: AtomicU64,
     halted: ArcSwap<Option<Halted>>,
+    /// The module whose bytes the next entry waits for.
+    lacks: ArcSwapOption<Digest>,
     /// How often a snapshot took the place of the state.
     installs: watch::Sender<u64>,
     /// Those who watch the machine here.
@@ -113,6 +115,7 @@ impl Lane {
             role: ArcSwap::from_pointee(None),
             applied_term: AtomicU64::new(0),
             halted: ArcSwap::from_pointee(None),
+            lacks: ArcSwapOption::empty(),
             installs: watch::Sender::new(0),
             hub,
         }
@@ -133,6 +136,9 @@ impl Lane {
             stage.metrics.stages.apply_wait.observe(seconds(waited_ns));
             if let Some(snapshot) = job.snapshot {
                 applier.install(self, &snapshot, stage);
+            }
+            if job.entries.is_empty() {
+                applier.go_on(self, stage);
             }
             job.entries.into_iter().for_each(|placed| applier.take(self, placed, stage));
         }
@@ -188,6 +194,15 @@ impl Lane {
                 && role.role == Role::Leader
                 && self.applied_term.load(Ordering::Acquire) >= role.term.0
         })
+    }
+
+    /// The module whose bytes the next entry waits for.
+    pub fn lacks(&self) -> Option<Digest> {
+        self.lacks.load().as_deref().copied()
+    }
+
+    pub(super) fn set_lacks(&self, module: Option<Digest>) {
+        self.lacks.store(module.map(Arc::new));
     }
 
     /// Those who watch the machine here.

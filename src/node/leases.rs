@@ -46,8 +46,8 @@ impl Node {
     }
 
     /// Gives leases their whole time again. For each, in order, the milliseconds that it lives from now on; 0
-    /// if there is no such lease, or it is the machine's own. Those of many clients go as one operation; a lease
-    /// that was renewed a moment ago is told what is left of its time.
+    /// if there is no such lease, or it is the machine's own. Those of many clients go as one operation; a
+    /// lease that was renewed a moment ago is told what is left of its time.
     ///
     /// # Errors
     /// `TooLarge` for more than [`RENEW_MAX`]; and as of [`apply`](Node::apply). Renewing again does no harm.

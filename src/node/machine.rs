@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
+use super::components::Pools;
 use super::history::LogHistory;
 use super::lane::{Lane, Published};
 use super::request::{Answered, MachineInfo, ReplicaInfo, World};
@@ -15,7 +16,7 @@ use crate::error::Error;
 use crate::id::{Digest, Index, LogTime};
 use crate::machine::batch::Head;
 use crate::machine::frame::Frame;
-use crate::machine::guest::{Ending, Guest, QueryView};
+use crate::machine::guest::{Components, Ending, QueryView};
 use crate::machine::resident::{Halt, Reader};
 use crate::storage::entry::Membership;
 use crate::storage::snapshot::{Header, Kind, SnapshotWriter};
@@ -24,7 +25,7 @@ use crate::wasm::{Budget, QueryPool};
 /// How queries of a machine run.
 pub enum Queries {
     /// In parallel, in warm instances, on the published view.
-    Stored(QueryPool),
+    Stored(Pools),
     /// One after another, in a second instance that is fed the same inputs.
     Resident(Box<ResidentQueries>),
 }
@@ -33,7 +34,7 @@ pub enum Queries {
 pub struct Machine {
     /// What the catalog says of it.
     pub record: MachineRecord,
-    /// What it runs.
+    /// What it runs, as far as the catalog was told.
     pub module: Digest,
     /// Its world.
     pub world: World,
@@ -128,7 +129,7 @@ impl Machine {
         let head = lane.as_ref().map_or(Head::default(), |lane| lane.published().head);
         let role = lane.as_ref().ok().and_then(|lane| lane.role());
         let halted = match &self.open {
-            Ok(parts) => parts.lane.halted(),
+            Ok(parts) => parts.lane.halted().or_else(|| parts.lane.lacks().map(on_its_way)),
             Err(closed) => Some(self.closed(closed).to_string()),
         };
         Some(ReplicaInfo {
@@ -142,15 +143,42 @@ impl Machine {
     }
 }
 
-/// Runs a query of a stored machine on the published view, with `budget`. `None`: the budget was too small.
+/// Runs a query of a stored machine on the published view, with `budget`, if its component was asked before.
+/// `None`: it was not, or the budget was too small.
 pub fn query_stored(
     lane: &Lane,
-    pool: &QueryPool,
+    pools: &Pools,
     stage: &Stage,
     request: &[u8],
     budget: Budget,
 ) -> Result<Option<Answered>, Error> {
     let published = lane.published();
+    let pool = published.head.module.and_then(|module| pools.present(module));
+    pool.map_or(Ok(None), |pool| query_in(&pool.1, &published, stage, request, budget))
+}
+
+/// The same for whichever component. Blocks.
+pub fn query_stored_long(
+    lane: &Lane,
+    pools: &Pools,
+    stage: &Stage,
+    request: &[u8],
+    budget: Budget,
+) -> Result<Answered, Error> {
+    let published = lane.published();
+    let module =
+        published.head.module.ok_or_else(|| Error::Unavailable("the machine is being created".into()))?;
+    let pool = pools.ready(module)?;
+    query_in(&pool.1, &published, stage, request, budget)?.ok_or_else(exhausted)
+}
+
+fn query_in(
+    pool: &QueryPool,
+    published: &Published,
+    stage: &Stage,
+    request: &[u8],
+    budget: Budget,
+) -> Result<Option<Answered>, Error> {
     let head = published.head;
     let seen =
         QueryView { index: head.index.0, time: published.time_ms(&stage.clock), revision: head.revision.0 };
@@ -174,9 +202,9 @@ pub struct ResidentQueries {
 }
 
 impl ResidentQueries {
-    /// A second instance of `guest`, whose last snapshot is at `saved`.
-    pub fn new(guest: Box<dyn Guest>, saved: Index) -> ResidentQueries {
-        let (reader, saved) = (Mutex::new(Reader::new(guest)), AtomicU64::new(saved.0));
+    /// A second instance of a machine whose last snapshot is at `saved`.
+    pub fn new(components: Box<dyn Components>, saved: Index) -> ResidentQueries {
+        let (reader, saved) = (Mutex::new(Reader::new(components)), AtomicU64::new(saved.0));
         ResidentQueries { reader, saved, saving: Mutex::new(()), installs: AtomicU64::new(0) }
     }
 
@@ -226,7 +254,9 @@ impl ResidentQueries {
             // Who is in the group is told when it is sent: that may have changed by then.
             let membership = Membership::default();
             let (kind, head, term) = (Kind::Resident, published.head, published.term);
-            let mut begun = stage.snapshots.create(&Header { group, kind, head, term, membership })?;
+            let engine = stage.engine.clone();
+            let header = Header { group, kind, head, term, membership, engine };
+            let mut begun = stage.snapshots.create(&header)?;
             for (table, key, value) in rows.rows() {
                 begun.put(table, key, value)?;
             }
@@ -251,6 +281,10 @@ pub fn halt_error(halt: Halt) -> Error {
         }
         Halt::CannotRestore(why) => Error::Guest(format!("the machine cannot be restored: {why}")),
         Halt::CannotSave(why) => Error::Guest(format!("the machine cannot be saved: {why}")),
+        Halt::Lacks(module) => Error::Unavailable(on_its_way(module)),
+        Halt::Unfit(why) => {
+            Error::Unavailable(format!("this node cannot run the machine's component: {why}"))
+        }
     }
 }
 
@@ -265,8 +299,13 @@ fn answered(head: &Head, ending: Ending) -> Result<Answered, Error> {
     Ok(Answered { index: head.index, revision: head.revision, outcome })
 }
 
+/// What is said of a machine that waits for a module's bytes.
+fn on_its_way(module: Digest) -> String {
+    format!("the module {module} is on its way to this node: try again, or ask another one")
+}
+
 /// A query that used up what it may.
-pub fn exhausted() -> Error {
+fn exhausted() -> Error {
     Error::Guest(
         "the query used up its budget and was stopped: ask for less, or raise `query_fuel` and \
         `query_time_ms`"

@@ -9,10 +9,10 @@ use super::Node;
 use super::machine::Closed;
 use super::registry::Registry;
 use super::request::{MachineInfo, ReplicaInfo};
-use crate::catalog::{Change, MachineRecord, RefusalCode};
+use crate::catalog::{Change, MachineRecord, MachineUpgraded, RefusalCode};
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId, Index};
-use crate::machine::batch::Operation;
+use crate::machine::batch::{Act, Operation, Upgrade};
 use crate::machine::outcome::{HostCode, Outcome, Refusal};
 use crate::machine::settings::Settings;
 
@@ -118,6 +118,61 @@ impl Node {
         Err(failure)
     }
 
+    /// Has a machine run another module, on every replica from one index of its log on. The new component is
+    /// told, with `argument`, and its answer is given. If it refuses or fails, the machine goes on with the
+    /// present one, and nothing has changed.
+    ///
+    /// # Errors
+    /// `NotFound` for the machine or the module; `Invalid` if the module is of another world, or refuses;
+    /// `Guest` if it traps or uses up its budget; `Unknown`: it may have been done, which the machine's
+    /// module tells.
+    pub async fn upgrade_machine(
+        &self,
+        name: &str,
+        module: Digest,
+        argument: Bytes,
+    ) -> Result<(MachineInfo, Bytes), Error> {
+        let info = self.module(module)?;
+        let found = self.find_ready(name).await?;
+        if info.world != found.world {
+            return Err(Error::Invalid(format!(
+                "the machine {name:?} is of the world `{}`, and the module {module} of `{}`: a machine stays \
+                                  in its world; create another one",
+                found.world.name(),
+                info.world.name()
+            )));
+        }
+        let (node, group, name) = (self.clone(), found.record.group(), name.to_owned());
+        // Once begun it is ended, also if the caller goes away.
+        let upgraded = tokio::spawn(async move {
+            let upgrade = Upgrade { module: module.0.to_vec(), argument };
+            let applied = node.propose(group, Act::Upgrade(upgrade).into()).await?;
+            let answer = match applied.outcome {
+                Outcome::Ok(answer) => answer,
+                failed => return Err(not_upgraded(&name, failed)),
+            };
+            match node.note_upgraded(group, module).await {
+                Ok(()) => {
+                    let known = |registry: &Registry| match registry.by_group(group) {
+                        Some(machine) => (machine.module == module).then_some(()),
+                        None => Some(()),
+                    };
+                    node.inner.registry.wait(known).await;
+                }
+                // Whoever leads the machine tells it, too.
+                Err(why) => tracing::debug!(%group, %why, "the catalog was not told of an upgrade"),
+            }
+            Ok((MachineInfo { module, ..node.find_machine(&name).await? }, answer))
+        });
+        upgraded.await.map_err(|e| Fault::new(format!("upgrading a machine panicked: {e}")))?
+    }
+
+    /// Tells the catalog which module a machine runs now.
+    pub(super) async fn note_upgraded(&self, group: GroupId, module: Digest) -> Result<(), Error> {
+        let upgraded = MachineUpgraded { group: group.0, module: module.0.to_vec() };
+        self.change_catalog(Change::MachineUpgraded(upgraded)).await.map(drop)
+    }
+
     /// All machines, by name.
     pub fn machines(&self) -> Vec<MachineInfo> {
         self.inner.registry.all().iter().map(|machine| machine.info()).collect()
@@ -184,6 +239,21 @@ fn begun(why: Error) -> Error {
              `statehouse machine show`. For now: {why}"
         )),
         why => why,
+    }
+}
+
+/// What is told of an upgrade that did not come about.
+fn not_upgraded(name: &str, outcome: Outcome) -> Error {
+    match outcome {
+        Outcome::Refused(refusal) => Error::Invalid(format!(
+            "the new component refused with code {}: {}; the machine {name:?} goes on with the present one",
+            refusal.code, refusal.message
+        )),
+        Outcome::Host(HostCode::NotCreated) => Error::NotFound(format!("machine {name:?} was not created")),
+        other => Error::Guest(format!(
+            "the upgrade ended as {other:?}; the machine {name:?} goes on with the present component; the \
+             node's log has more"
+        )),
     }
 }
 

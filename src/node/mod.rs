@@ -10,19 +10,22 @@
 //!   is not; `explanation`: where it left the way of the others
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
 //! - `background`: work that gives way; `door`: lets requests in, and knows how many are inside
-//! - `leases`: what clients do with them; `renewals`: many as one operation; `renewed`: those of a moment ago; `expiry`: their ends
+//! - `leases`: what clients do with them; `renewals`: many as one operation; `renewed`: those of a moment
+//!   ago; `expiry`: their ends
 //! - `keeper`: flushes, cutting the log; `retention`: cutting event history; `saver`: snapshots of resident
 //!   machines; `rounds`: their threads; `history`: what resident machines are rebuilt from
 //! - `recovery`: what a crash left of snapshots; `removal`: ends what there is of deleted machines
 //! - `sessions`: exactly-once commands: opening, closing, what their errors say
 //! - `settings`: of machines
 //! - [`watches`]: who watches machines through this node
-//! - `shelf`: modules; `metrics`: what is counted; `report`: how nodes and replicas are
+//! - `shelf`: modules; `components`: those of one machine; `metrics`: what is counted; `report`: how nodes
+//!   and replicas are
 
 mod applier;
 mod background;
 mod cluster;
 mod commands;
+mod components;
 pub mod config;
 mod door;
 mod expiry;
@@ -111,7 +114,7 @@ struct Inner {
     config: NodeConfig,
     directory: Directory,
     stage: Arc<Stage>,
-    shelf: Shelf,
+    shelf: Arc<Shelf>,
     registry: Arc<Registry>,
     removal: Arc<Removal>,
     /// The node's copy of the catalog, as of its last applied batch.

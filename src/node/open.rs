@@ -38,6 +38,7 @@ use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index, NodeId, ReplicaId, Term};
 use crate::inbox;
 use crate::machine::batch::Head;
+use crate::machine::stored::Stored;
 use crate::machine::view::View;
 use crate::raft::{GroupStart, Input, ShardConfig};
 use crate::storage::directory::Directory;
@@ -139,9 +140,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let (log_db, logs) = LogDb::open(&directory.log())?;
     let (state, opened) = StateDb::open(&directory.state(), config.state_sizes())?;
     let snapshots = Snapshots::open(&directory.snapshots())?;
-    let modules = Modules::open(&directory.modules(), config.limits.module_bytes_max)?;
-    let engine = Engine::new(config.engine_settings())?;
-    let shelf = Shelf::new(modules, engine, config.compiler(), config.limits.module_bytes_max);
+    let shelf = Arc::new(open_shelf(&config, &directory)?);
     let mut found = Found::of(logs, opened, &state, &snapshots)?;
 
     let (clock, orders) = (Clock::start(), Orders::default());
@@ -152,6 +151,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let log = start_log(log_db, metrics.stages.clone(), orders.clone(), failure.clone())?;
     let stage = Arc::new(Stage {
         name: config.name.clone(),
+        engine: shelf.fingerprint().to_owned(),
         log: log.queue(),
         log_reader,
         state: Arc::new(state),
@@ -203,6 +203,12 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         renewed: Renewed::default(),
     };
     Ok(Opened { inner, gate, foreseen, errands })
+}
+
+fn open_shelf(config: &NodeConfig, directory: &Directory) -> Result<Shelf, Error> {
+    let bytes_max = config.limits.module_bytes_max;
+    let modules = Modules::open(&directory.modules(), bytes_max)?;
+    Ok(Shelf::new(modules, Engine::new(config.engine_settings())?, config.compiler(), bytes_max))
 }
 
 /// Groups with nothing to do fall asleep after so many ticks.
@@ -267,7 +273,7 @@ fn open_catalog(stage: &Arc<Stage>, directory: &Directory, found: &mut Found) ->
         nodes: of_catalog(&foreseen, contacts),
     };
     let on_change = keep_catalog(view, catalog.clone(), catalog_changes.clone());
-    let behavior = Behavior::Stored(Box::new(CatalogGuest));
+    let behavior = Behavior::Stored(Stored::new(Box::new(CatalogGuest)));
     let catalog_lane = open_lane(stage, found, replica, behavior, Some(on_change));
     Ok(OpenCatalog { catalog, catalog_changes, catalog_lane, foreseen })
 }

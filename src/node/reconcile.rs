@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::applier::Behavior;
+use super::components::{Pools, ShelfComponents};
 use super::lane::Lane;
 use super::machine::{Closed, Machine, Parts, Queries, ResidentQueries};
 use super::open::{ReplicaStart, open_lane};
@@ -16,6 +17,7 @@ use crate::catalog::{MachineRecord, removed};
 use crate::error::{Error, Fault, REPAIR};
 use crate::id::{Digest, GroupId, Index, ReplicaId};
 use crate::machine::resident::Resident;
+use crate::machine::stored::Stored;
 use crate::raft::Input;
 
 /// Runs until the node stops. The catalog must be as of its last acknowledged change when this starts.
@@ -101,7 +103,7 @@ fn follow(inner: &Arc<Inner>, machine: &Arc<Machine>, record: &MachineRecord) ->
         inner.registry.insert(Arc::new(open(inner, record)?));
     } else if machine.record != *record {
         let (record, open) = (record.clone(), machine.open.clone());
-        let (module, world) = (machine.module, machine.world);
+        let (module, world) = (record.module()?, machine.world);
         inner.registry.insert(Arc::new(Machine { record, module, world, open }));
     }
     Ok(())
@@ -153,16 +155,19 @@ fn open_parts(
         )));
     }
     check_engine(inner, record)?;
-    let module = inner.shelf.load(module, world)?;
+    // Whether it can be run here at all; where the machine stands, it may be another one still.
+    inner.shelf.load(module, world)?;
     let settings = inner.config.guest_settings(record.input_fuel);
-    let seed = *blake3::hash(&record.group.to_be_bytes()).as_bytes();
-    let guest = || module.guest(seed, settings);
+    let components = ShelfComponents::new(inner.shelf.clone(), record.group(), world, settings);
     let (behavior, queries) = match world {
-        World::Stored => (Behavior::Stored(guest()), Queries::Stored(module.queries(seed))),
+        World::Stored => (
+            Behavior::Stored(Stored::new(Box::new(components.clone()))),
+            Queries::Stored(Pools::new(components)),
+        ),
         World::Resident => {
             let saved = inner.stage.snapshots.latest(record.group())?.unwrap_or_default();
-            let queries = Queries::Resident(Box::new(ResidentQueries::new(guest(), saved)));
-            (Behavior::Resident(Resident::new(guest())), queries)
+            let queries = ResidentQueries::new(Box::new(components.clone()), saved);
+            (Behavior::Resident(Resident::new(Box::new(components))), Queries::Resident(Box::new(queries)))
         }
     };
     let mut found = inner.found.lock();

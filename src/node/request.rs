@@ -118,6 +118,16 @@ pub enum World {
     Resident,
 }
 
+impl World {
+    /// Its name in the contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            World::Stored => "stored",
+            World::Resident => "resident",
+        }
+    }
+}
+
 /// A module of the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleInfo {

@@ -136,6 +136,15 @@ impl Shelf {
         Ok(module)
     }
 
+    /// Compiles a module whose bytes are here, if that was not done. Blocks.
+    pub fn compile_ahead(&self, digest: Digest) -> Result<(), Error> {
+        let _one_at_a_time = self.compiling.lock();
+        if self.is_compiled(digest) {
+            return Ok(());
+        }
+        self.compile(digest, &self.files.load(digest)?).map(drop)
+    }
+
     fn compile(&self, digest: Digest, bytes: &[u8]) -> Result<std::path::PathBuf, Error> {
         let compiled = self
             .compiler

@@ -27,6 +27,8 @@ use crate::time::Clock;
 pub struct Stage {
     /// What people call the node.
     pub name: String,
+    /// The fingerprint of the engine that machines run in here.
+    pub engine: String,
     /// Queues writes for the log thread.
     pub log: LogQueue,
     /// Reads the log.

@@ -24,6 +24,8 @@ pub(super) struct Gathered {
     pub(super) operations: Vec<Operation>,
     /// Their size.
     bytes: usize,
+    /// Whether its one operation must have no other beside it.
+    is_alone: bool,
 }
 
 /// A batch in the log whose fate is open.
@@ -58,7 +60,9 @@ impl Gathered {
     }
 
     fn has_room_for(&self, bytes: usize, config: &ShardConfig) -> bool {
-        self.ids.len() < config.batch_operations_max && self.bytes + bytes <= config.batch_bytes_max
+        !self.is_alone
+            && self.ids.len() < config.batch_operations_max
+            && self.bytes + bytes <= config.batch_bytes_max
     }
 }
 
@@ -94,8 +98,9 @@ impl Proposals {
             let bytes_max = config.group_held_bytes_max;
             return Err(ProposeError::Overloaded { held_bytes: self.held_bytes, bytes_max });
         }
-        if !self.gathered.back().is_some_and(|last| last.has_room_for(bytes, config)) {
-            self.gathered.push_back(Gathered::default());
+        let is_alone = operation.is_alone();
+        if is_alone || !self.gathered.back().is_some_and(|last| last.has_room_for(bytes, config)) {
+            self.gathered.push_back(Gathered { is_alone, ..Gathered::default() });
         }
         if let Some(last) = self.gathered.back_mut() {
             last.ids.push(id);

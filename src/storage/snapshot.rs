@@ -87,6 +87,8 @@ pub struct Header {
     pub term: Term,
     /// Who was in the group then.
     pub membership: Membership,
+    /// The fingerprint of the engine that the machine ran in; empty if that does not matter to it.
+    pub engine: String,
 }
 
 /// The stored form of [`Header`].
@@ -104,6 +106,8 @@ struct HeaderRow {
     term: u64,
     #[prost(message, required, tag = "6")]
     membership: MembershipRow,
+    #[prost(string, tag = "7")]
+    engine: String,
 }
 
 impl Header {
@@ -115,6 +119,7 @@ impl Header {
             head: self.head.encode(),
             term: self.term.0,
             membership: MembershipRow::new(self.head.index, &self.membership),
+            engine: self.engine.clone(),
         }
         .encode_to_vec()
     }
@@ -134,6 +139,7 @@ impl Header {
             head: Head::decode(&row.head).map_err(|fault| fault.to_string())?,
             term: Term(row.term),
             membership: row.membership.read().1,
+            engine: row.engine,
         })
     }
 }

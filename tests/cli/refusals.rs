@@ -106,6 +106,25 @@ fn a_refusal_of_the_guest_is_told_with_its_code() {
 }
 
 #[test]
+fn a_machine_is_upgraded_to_a_component_of_its_world_and_to_nothing_else() {
+    let directory = directory();
+    let node = Node::serve(directory.path(), &[]);
+    let (notes, counter) = (component("notes"), component("counter"));
+    node.run(["machine", "create", "notes", "--module", &notes]).ok();
+    node.run(["apply", "notes", "a=1"]).ok();
+    let upgrade = |name: &str, module: &str| node.run(["machine", "upgrade", name, "--module", module]);
+    upgrade("notes", &counter).failed(1, &["\"notes\"", "`stored`", "`resident`"]);
+    upgrade("nobody", &notes).failed(1, &["nobody"]);
+    upgrade("notes", "no-such.wasm").failed(2, &["no-such.wasm", "digest"]);
+    let digest = node.run(["module", "push", &notes]).ok().to_owned();
+    assert_eq!(upgrade("notes", &notes).ok(), format!("notes runs {digest}"));
+    let told =
+        node.run(["machine", "upgrade", "notes", "--module", &digest, "--argument", "x", "--json"]).json();
+    assert_eq!(told["machine"]["module"], *digest);
+    assert_eq!(node.run(["query", "notes", "a"]).ok(), "1");
+}
+
+#[test]
 fn what_is_no_component_is_refused_and_nothing_remains() {
     let directory = directory();
     let node = Node::serve(&directory.path().join("data"), &[]);

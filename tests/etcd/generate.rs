@@ -180,6 +180,8 @@ impl Generator {
             max_mod_revision: self.maybe_revision(past, 10),
             min_create_revision: self.maybe_revision(past, 10),
             max_create_revision: self.maybe_revision(past, 10),
+            // Not etcd's.
+            uncounted: false,
         }
     }
 

@@ -128,7 +128,14 @@ async fn a_start_drops_rows_and_snapshots_of_groups_that_the_catalog_does_not_kn
     state.flush().unwrap();
     drop(state);
     let membership = Membership { voters: vec![1], ..Membership::default() };
-    let header = Header { group: with_snapshot, kind: Kind::Resident, head, term: Term(1), membership };
+    let header = Header {
+        group: with_snapshot,
+        kind: Kind::Resident,
+        head,
+        term: Term(1),
+        membership,
+        engine: String::new(),
+    };
     let snapshots = Snapshots::open(&directory.path().join("snapshots")).unwrap();
     snapshots.create(&header).unwrap().finish().unwrap();
     assert_eq!(left(directory.path(), with_rows), [true, false, false]);

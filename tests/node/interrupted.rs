@@ -44,7 +44,7 @@ fn save(directory: &Path, group: GroupId) -> Index {
     let (state, opened) = StateDb::open(&directory.join("state"), StateSizes::default()).unwrap();
     let head = opened.heads[&group];
     let membership = Membership { voters: vec![1], ..Membership::default() };
-    let header = Header { group, kind: Kind::Stored, head, term: Term(1), membership };
+    let header = Header { group, kind: Kind::Stored, head, term: Term(1), membership, engine: String::new() };
     let mut writer = Snapshots::open(&directory.join("snapshots")).unwrap().create(&header).unwrap();
     write_rows(&mut writer, &state.snapshot(), group).unwrap();
     writer.finish().unwrap();

@@ -16,9 +16,10 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 
 use crate::error::Fault;
+use crate::id::Digest;
 use crate::machine::event::EventKind;
 use crate::machine::frame::{CallError, Frame, LeaseFailure, LogLevel};
-use crate::machine::guest::{Ending, Guest, Input, Instance, QueryView};
+use crate::machine::guest::{Components, Ending, Guest, Input, Instance, QueryView, Unready};
 use crate::machine::outcome::{Context, Refusal};
 use crate::machine::view::Direction;
 
@@ -36,6 +37,19 @@ pub struct ScriptedGuest {
     /// The memory of whichever instance applied an input last.
     pub memory: Arc<Mutex<Memory>>,
 }
+
+/// All components of a scripted machine are the same program: what differs is the digest.
+impl Components for ScriptedGuest {
+    fn component(&mut self, module: Digest) -> Result<Box<dyn Guest>, Unready> {
+        match module {
+            ABSENT => Err(Unready::Absent(module)),
+            _ => Ok(Box::new(self.clone())),
+        }
+    }
+}
+
+/// A component whose bytes have not arrived.
+pub const ABSENT: Digest = Digest([0xab; 32]);
 
 impl Guest for ScriptedGuest {
     fn instance(&mut self) -> Result<Box<dyn Instance>, Fault> {
@@ -93,7 +107,7 @@ impl Instance for ScriptedInstance {
         let actions = match input {
             Input::Created(text) | Input::Command(text) => text_of(text),
             Input::LeaseEnded { lease, keys } => self.on_end(&frame, *lease, keys),
-            Input::Upgraded { previous, .. } => format!("answer {previous}"),
+            Input::Upgraded { previous, argument } => text_of(argument).replace("$previous", &previous[..8]),
         };
         let ending = self.run(&mut frame, context, &actions);
         self.show();

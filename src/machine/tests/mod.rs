@@ -44,6 +44,8 @@ scripts! {
     resident_verdicts
     resident_snapshots
     unknown_operations
+    upgrades
+    resident_upgrades
 }
 
 #[test]

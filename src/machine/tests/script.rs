@@ -22,11 +22,13 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use super::guest::{Memory, ScriptedGuest, short, text_of};
+use super::guest::{ABSENT, Memory, ScriptedGuest, short, text_of};
 use crate::error::Fault;
 use crate::id::{Digest, Index};
-use crate::machine::apply::{self, Applied, Note};
-use crate::machine::batch::{Act, Batch, Expire, Grant, Head, Numbered, Operation, Renew, Renewed, Verdict};
+use crate::machine::apply::{Applied, Note};
+use crate::machine::batch::{
+    Act, Batch, Expire, Grant, Head, Numbered, Operation, Renew, Renewed, Upgrade, Verdict,
+};
 use crate::machine::event::{self, Event, EventKind};
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Guest, QueryView};
@@ -35,6 +37,7 @@ use crate::machine::outcome::{HostCode, Outcome, OutcomeAt, OutcomeRow};
 use crate::machine::resident::{Halt, History, Reader, Resident, Saved};
 use crate::machine::settings::Settings;
 use crate::machine::settled::{self, Settled};
+use crate::machine::stored::Stored;
 use crate::machine::view::{MemoryView, Table};
 
 /// Runs the script at `path` and compares, or with `UPDATE` in the environment rewrites.
@@ -148,6 +151,7 @@ impl History for Log {
 /// One machine and what is around it.
 struct World {
     guest: ScriptedGuest,
+    stored: Stored,
     head: Head,
     view: MemoryView,
     log: Log,
@@ -164,6 +168,7 @@ impl World {
         World {
             resident: kind.starts_with("resident").then(|| live(&guest)),
             is_whimsical: kind.ends_with("whimsical"),
+            stored: Stored::new(Box::new(guest.clone())),
             guest,
             head: Head::default(),
             view: MemoryView::default(),
@@ -216,12 +221,10 @@ impl World {
     fn apply(&mut self, index: Index, batch: &Batch) -> Result<Applied, Halt> {
         let view = Arc::new(self.view.clone());
         let Some((resident, _)) = &mut self.resident else {
-            let mut guest = self.guest.clone();
-            let applied = apply::stored(&self.head, index, batch, view.clone(), &mut guest);
-            let applied = applied.expect("the scripted guest has no faults");
+            let applied = self.stored.apply(&self.head, index, batch, view.clone())?;
             // On guests of its own, so that the count of instances is that of the first time.
-            let again = apply::stored(&self.head, index, batch, view, &mut ScriptedGuest::default())
-                .expect("as before");
+            let mut others = Stored::new(Box::new(ScriptedGuest::default()));
+            let again = others.apply(&self.head, index, batch, view)?;
             assert_eq!(applied.head, again.head);
             assert_eq!((&applied.writes, &applied.outcomes), (&again.writes, &again.outcomes));
             return Ok(applied);
@@ -358,6 +361,15 @@ fn operation(text: &str) -> Operation {
     let numbers = || rest.split(' ').filter_map(|word| word.parse::<u64>().ok());
     let act = match name {
         "!create" => return Operation::create(MODULE, Bytes::from(rest.to_owned())),
+        "!upgrade" => {
+            let (module, argument) = rest.split_once(' ').unwrap_or((rest, ""));
+            let module = match module {
+                "absent" => ABSENT.0.to_vec(),
+                "short" => vec![8; 31],
+                number => vec![number.parse().expect("a component is a number"); 32],
+            };
+            Act::Upgrade(Upgrade { module, argument: Bytes::from(argument.to_owned()) })
+        }
         "!create-short" => {
             let mut operation = Operation::create(MODULE, Bytes::new());
             if let Some(Act::Create(create)) = &mut operation.act {
@@ -424,7 +436,11 @@ fn print_applied(out: &mut String, applied: &Applied, instances: u32) {
     }
     let Head { index, time, hash, leases, module, .. } = &applied.head;
     let Tally { last, live, sessions } = leases;
-    let created = if module.is_some() { "created" } else { "not created" };
+    let created = match module {
+        Some(MODULE) => "created".to_owned(),
+        Some(Digest(other)) => format!("runs {}", other[0]),
+        None => "not created".to_owned(),
+    };
     let hash = &hash.to_string()[..8];
     line(
         out,

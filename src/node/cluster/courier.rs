@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::words::{Question, SnapshotOffer};
 use crate::error::{Error, Fault};
-use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
+use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::Head;
 use crate::machine::view::Table;
 use crate::net::{BulkName, FetchError, Net};
@@ -48,6 +48,8 @@ pub enum Errand {
     Seed(SnapshotWanted, oneshot::Sender<Result<(), Error>>),
     /// Find out where a replica that has just halted left the way of the others.
     Explain(GroupId),
+    /// Get a module that a machine waits for, and have it go on.
+    Fetch(GroupId, Digest),
     /// Drop one that was received: nobody has a use for it.
     DropStaged(GroupId, Index),
 }
@@ -98,6 +100,7 @@ pub async fn run(inner: Arc<Inner>, mut errands: mpsc::UnboundedReceiver<Errand>
                 });
             }
             Some(Errand::Explain(group)) => drop(node.spawn(node.clone().explain_halt(group))),
+            Some(Errand::Fetch(group, module)) => drop(node.spawn(node.clone().fetch_for(group, module))),
             Some(Errand::DropStaged(group, index)) => {
                 let inner = node.inner.clone();
                 let dropped = tokio::task::spawn_blocking(move || {
@@ -206,6 +209,8 @@ impl Node {
             head,
             term: shard_head.term,
             membership: shard_head.membership.1.clone(),
+            // The catalog's own code is the same in all engines.
+            engine: if lane.group == GroupId::CATALOG { String::new() } else { stage.engine.clone() },
         };
         let mut writer = stage.snapshots.create_outgoing(&header)?;
         write_rows(&mut writer, &state, lane.group)?;

@@ -124,6 +124,7 @@ impl Node {
                 let digest = digest.try_into().map(Digest);
                 let digest = digest.map_err(|_| Error::Invalid("a digest has 32 bytes".into()))?;
                 self.fetch_module(digest, &[from]).await?;
+                drop(self.spawn(self.clone().compile_ahead(digest)));
                 Ok(Answer::Done(()))
             }
             Question::TakeSnapshot(offer) => {

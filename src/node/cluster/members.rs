@@ -39,7 +39,7 @@ pub async fn run(inner: Arc<Inner>) {
     let mut catalog = node.inner.catalog_changes.subscribe();
     let mut roles = node.inner.stage.roles.subscribe();
     let mut stopping = node.inner.stopping.subscribe();
-    // Groups that were found as they should be, with the term in which this node led them.
+    // Groups that were found as they should be, with the term in which this node led them, and their module.
     let mut settled = HashSet::new();
     loop {
         let changed = tokio::select! {
@@ -54,12 +54,13 @@ pub async fn run(inner: Arc<Inner>) {
             Some(false) => {}
         }
         let led = node.led();
-        settled.retain(|known| led.iter().any(|(lane, term)| (lane.group, *term) == *known));
+        let known = |lane: &Lane, term: u64| (lane.group, term, lane.published().head.module);
+        settled.retain(|settled| led.iter().any(|(lane, term)| known(lane, *term) == *settled));
         let unsettled: Vec<_> =
-            led.into_iter().filter(|(lane, term)| !settled.contains(&(lane.group, *term))).collect();
+            led.into_iter().filter(|(lane, term)| !settled.contains(&known(lane, *term))).collect();
         let looking = stream::iter(unsettled).map(|(lane, term)| {
-            let node = node.clone();
-            async move { node.look_after(&lane).await.then_some((lane.group, term)) }
+            let (node, found) = (node.clone(), known(&lane, term));
+            async move { node.look_after(&lane).await.then_some(found) }
         });
         let mut looking = looking.buffer_unordered(AT_A_TIME);
         while let Some(found) = looking.next().await {
@@ -92,6 +93,15 @@ impl Node {
             let now_ms = self.inner.catalog_lane.published().time_ms(&self.inner.stage.clock);
             if now_ms > record.created_ms + CREATION_PATIENCE.as_millis() as u64 {
                 self.end_creation(record.clone()).await;
+            }
+            return false;
+        }
+        let module = lane.published().head.module;
+        if let (Some(record), Some(module)) = (catalog.machine_of(group), module)
+            && record.module != module.0
+        {
+            if let Err(why) = self.note_upgraded(group, module).await {
+                tracing::debug!(%group, %why, "the catalog was not told of an upgrade: again later");
             }
             return false;
         }

@@ -10,8 +10,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::words::Question;
 use crate::error::{Error, Fault};
-use crate::id::{Digest, NodeId};
+use crate::id::{Digest, GroupId, NodeId};
 use crate::net::{BulkName, FetchError, Net};
+use crate::node::background;
+use crate::node::lane::Job;
 use crate::node::{Inner, Node};
 
 /// How long a majority may take to take in a module.
@@ -96,6 +98,40 @@ impl Node {
         }
         Err(last)
     }
+
+    /// The same from whichever node has them, however long that takes.
+    async fn fetch_for_certain(&self, digest: Digest) {
+        loop {
+            let catalog = self.inner.catalog.load_full();
+            let others: Vec<NodeId> = catalog.nodes.keys().copied().filter(|id| *id != self.id()).collect();
+            match self.fetch_module(digest, &others).await {
+                Ok(()) => return,
+                Err(why) => tracing::warn!(%digest, %why, "a module is not on this node yet"),
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// Compiles a module that machines may soon run here, so that none of them waits for it.
+    pub(super) async fn compile_ahead(self, digest: Digest) {
+        let inner = self.inner.clone();
+        match background::run("compilation", move || inner.shelf.compile_ahead(digest)).await {
+            Ok(Ok(())) => {}
+            // Whoever needs it is told.
+            Ok(Err(why)) => tracing::debug!(%digest, %why, "a module was not compiled ahead"),
+            Err(fault) => self.inner.stage.fail(fault),
+        }
+    }
+
+    /// Gets a module that a machine waits for, and has it go on.
+    pub(super) async fn fetch_for(self, group: GroupId, digest: Digest) {
+        self.fetch_for_certain(digest).await;
+        let machine = self.inner.registry.by_group(group);
+        if let Some(lane) = machine.as_ref().and_then(|machine| machine.lane()) {
+            let since_ns = self.inner.stage.clock.elapsed_ns();
+            self.inner.stage.lend(lane, Job { snapshot: None, entries: Vec::new(), since_ns });
+        }
+    }
 }
 
 async fn fetch(net: &Net, node: NodeId, digest: Digest, bytes_max: u64) -> Result<Bytes, Error> {
@@ -148,16 +184,8 @@ pub fn fetch_missing(inner: &Arc<Inner>, fetching: &mut HashMap<Digest, tokio::t
         }
         let node = Node { inner: inner.clone() };
         let fetch = async move {
-            let own = node.id();
-            loop {
-                let catalog = node.inner.catalog.load_full();
-                let others: Vec<NodeId> = catalog.nodes.keys().copied().filter(|id| *id != own).collect();
-                match node.fetch_module(digest, &others).await {
-                    Ok(()) => return node.inner.catalog_changes.send_modify(|count| *count += 1),
-                    Err(why) => tracing::warn!(%digest, %why, "a module is not on this node yet"),
-                }
-                tokio::time::sleep(RETRY_INTERVAL).await;
-            }
+            node.fetch_for_certain(digest).await;
+            node.inner.catalog_changes.send_modify(|count| *count += 1);
         };
         let task = Node { inner: inner.clone() }.spawn(fetch);
         fetching.insert(digest, task);

@@ -27,7 +27,14 @@ fn head(index: u64) -> Head {
 
 fn header(kind: Kind, index: u64) -> Header {
     let membership = Membership { voters: vec![1, 2, 3], learners: vec![4], ..Membership::default() };
-    Header { group: GroupId(7), kind, head: head(index), term: Term(5), membership }
+    Header {
+        group: GroupId(7),
+        kind,
+        head: head(index),
+        term: Term(5),
+        membership,
+        engine: "an engine".into(),
+    }
 }
 
 /// Rows that no compression makes small, over several blocks.
