@@ -16,6 +16,7 @@ demo: build ## start three nodes, upload a machine, kill the leader with SIGKILL
 
 .PHONY: test
 test: prepare ## run all tests: of the host, of the guests, and of the committed components
+	tests/guests/install c
 	cargo test --release --locked --workspace
 	CARGO_TARGET_DIR="$$CARGO_TARGET_DIR/guests" cargo test --release --locked --manifest-path guests/Cargo.toml
 	CARGO_TARGET_DIR="$$CARGO_TARGET_DIR/guests" guests/build.sh --check
@@ -24,6 +25,11 @@ test: prepare ## run all tests: of the host, of the guests, and of the committed
 test-clients: prepare ## compare with a real etcd, and run etcd's clients: etcdctl, Go, Python, Node, Rust, curl
 	tests/etcd/install
 	cargo test --release --locked --test etcd -- --include-ignored
+
+.PHONY: test-guests
+test-guests: prepare ## build machines in Rust, Go, JavaScript, TypeScript, Python, C and Zig, and run them
+	tests/guests/install
+	cargo test --release --locked --test cli -- --include-ignored languages::
 
 .PHONY: build
 build: prepare ## build the release binary

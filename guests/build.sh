@@ -16,7 +16,7 @@ called_in=$(pwd)
 cd "$here"
 target=wasm32-unknown-unknown
 reference=$(cat reference-toolchain.txt)
-guests="kv counter notes"
+guests="kv counter notes limiter queue orders"
 check=no
 own=
 
@@ -25,12 +25,12 @@ say() { printf '%s\n' "$*" >&2; }
 for argument in "$@"; do
     case $argument in
         --check) check=yes ;;
-        kv | counter | notes) guests=$argument ;;
+        kv | counter | notes | limiter | queue | orders) guests=$argument ;;
         */*)
             own=$(cd "$called_in" && cd "$argument" && pwd) || exit 2
             [ -f "$own/Cargo.toml" ] || { say "$own has no Cargo.toml: name the directory of a crate"; exit 2; }
             ;;
-        *) say "usage: guests/build.sh [--check] [kv|counter|notes] | DIRECTORY (with a slash in it, as ./tally)"; exit 2 ;;
+        *) say "usage: guests/build.sh [--check] [GUEST] | DIRECTORY (with a slash in it, as ./tally)"; exit 2 ;;
     esac
 done
 

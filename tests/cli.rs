@@ -12,6 +12,8 @@ mod hinted;
 mod imported;
 #[path = "cli/killed.rs"]
 mod killed;
+#[path = "cli/languages.rs"]
+mod languages;
 #[path = "cli/leases.rs"]
 mod leases;
 #[path = "cli/locks.rs"]

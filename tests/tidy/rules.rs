@@ -52,7 +52,9 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "bbolt",
             "config",
             "machine",
+            // A component is checked before it is pushed, as a node would.
             "wasm::compile",
+            "wasm::validate",
             "catalog",
             "node",
             "api",

@@ -1,4 +1,13 @@
-//! `statehouse module`: components on a node.
+//! `statehouse module`: components, from a new project to a node.
+//!
+//! # Layout
+//! - `new`: writes a project, from `templates`; `build`: makes its component; `project`: what a project is
+//! - here: components on a node
+
+mod build;
+mod new;
+mod project;
+mod templates;
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +22,16 @@ use crate::client::Client;
 use crate::id::Digest;
 use crate::node::request::{ModuleInfo, World};
 
-/// Upload components, and see which there are
+/// Write components, upload them, and see which there are
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  \
+        statehouse module new notes --lang rust\n  \
+        statehouse module build notes\n  \
         statehouse module push notes.component.wasm\n  \
         statehouse module list")]
 pub enum Module {
+    New(new::New),
+    Build(build::Build),
     /// Upload a component, or a core module that carries component metadata; prints its digest
     #[command(after_help = "Examples:\n  \
             statehouse module push notes.component.wasm\n  \
@@ -43,18 +56,19 @@ pub enum Module {
 
 impl Module {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let client = global.client()?;
         match self {
+            Module::New(command) => command.run(global)?,
+            Module::Build(command) => command.run(global)?,
             Module::Push { file } => {
-                let module = push(&client, &file).await?;
+                let module = push(&global.client()?, &file).await?;
                 if global.json {
                     output::json(&module_json(&module))?;
                 } else {
                     output::line(module.digest)?;
                 }
             }
-            Module::List => list(global, &client.modules().await?)?,
-            Module::Show { digest } => show(global, &client.module(digest).await?)?,
+            Module::List => list(global, &global.client()?.modules().await?)?,
+            Module::Show { digest } => show(global, &global.client()?.module(digest).await?)?,
         }
         Ok(())
     }

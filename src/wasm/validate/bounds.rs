@@ -46,7 +46,9 @@ impl Default for Bounds {
             functions_max: 100_000,
             function_bytes_max: 1 << 20,
             items_max: 100_000,
-            segments_max: 20_000,
+            // Go's linker makes a data segment of each run of bytes that are not zero: 28,000 in a small
+            // program.
+            segments_max: 100_000,
             component_items_max: 20_000,
             core_instances_max: u64::from(CORE_INSTANCES_MAX),
             type_nesting_max: 1_000,

@@ -1,0 +1,57 @@
+// A number that is added to, with its state in the component's own memory.
+//
+// A command is a whole number in decimal (`5`, `-5`) to add, or one to add for a time in milliseconds (`5 for 1500`),
+// after which it is taken back. The answer is the sum. A query answers the sum, whatever it asks. The configuration is
+// the number to start from, if there is any. Watchers see every new sum under the key `sum`.
+//
+// A refusal must leave no trace in memory, and only we can see to that: what can be refused comes before what changes.
+
+import { read, write } from "statehouse:machine/snapshot-stream@0.1.0";
+
+import * as counter from "./counter.js";
+
+let sum = 0n;
+
+export const behavior = {
+  apply(context, input) {
+    switch (input.tag) {
+      case "created":
+        return become(counter.start(input.val));
+      case "command": {
+        const { step, holdMs } = counter.command(input.val);
+        const next = counter.inRange(sum + step);
+        if (holdMs !== undefined) counter.hold(step, holdMs);
+        return become(next);
+      }
+      case "lease-ended":
+        return become(counter.without(sum, input.val));
+      default:
+        return new Uint8Array();
+    }
+  },
+
+  query(view, request) {
+    return counter.told(sum);
+  },
+};
+
+export const snapshot = {
+  /** The whole state: 8 bytes, the lowest first. */
+  save() {
+    const state = new Uint8Array(8);
+    new DataView(state.buffer).setBigInt64(0, sum, true);
+    write(state);
+  },
+
+  restore() {
+    const kept = [];
+    for (let chunk = read(8); chunk.length > 0; chunk = read(8)) kept.push(...chunk);
+    if (kept.length !== 8) throw `${kept.length} bytes, 8 are expected`;
+    sum = new DataView(Uint8Array.from(kept).buffer).getBigInt64(0, true);
+  },
+};
+
+function become(next) {
+  sum = next;
+  return counter.tell(next);
+}

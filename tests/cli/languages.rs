@@ -1,0 +1,194 @@
+//! Machines in all languages: `module new` writes a counter, `module build` makes its component, and on a
+//! node it answers byte for byte what all others answer.
+//!
+//! Rust and C are tested always; the others take tools that `tests/guests/install` gets (`make test-guests`).
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::process::{Done, Node, directory, program, run_with};
+
+/// What a counter that begins with 40 answers, in order: the command, and the answer or the refusal's code.
+const SCENARIO: &[(&str, Result<&str, u32>)] = &[
+    ("2", Ok("42")),
+    ("two", Err(1)),
+    ("", Err(1)),
+    (" 5", Err(1)),
+    ("5\n", Err(1)),
+    ("1_0", Err(1)),
+    ("0x10", Err(1)),
+    ("--5", Err(1)),
+    ("12345678901234567890", Err(1)),
+    ("9223372036854775808", Err(1)),
+    ("9223372036854775807", Err(2)),
+    ("+8", Ok("50")),
+    ("-0", Ok("50")),
+    ("0000000000000000000", Ok("50")),
+    ("-9223372036854775808", Ok("-9223372036854775758")),
+    ("-9223372036854775808", Err(2)),
+    ("9223372036854775807", Ok("49")),
+    ("1", Ok("50")),
+    ("5 for 0", Err(3)),
+    ("5 for x", Err(3)),
+    ("5 for 86400001", Err(3)),
+    ("5 for 3 for 4", Err(3)),
+    ("x for 5", Err(1)),
+    ("5 for 400", Ok("55")),
+];
+
+/// The message of each code.
+const MESSAGES: [&str; 3] = [
+    "a whole number between -2^63 and 2^63-1 is expected, like 5 or -5",
+    "the sum would leave the range of -2^63 to 2^63-1",
+    "the time is a whole number of milliseconds from 1 to 86400000",
+];
+
+/// `PATH` with the tools that `tests/guests/install` gets.
+fn path() -> std::ffi::OsString {
+    let home = std::env::var_os("HOME").map(PathBuf::from).expect("a home");
+    let tools =
+        std::env::var_os("STATEHOUSE_TOOLS").map_or(home.join(".cache/statehouse-tools"), PathBuf::from);
+    let ours = ["py/bin", "js/node_modules/.bin"].map(|folder| tools.join("guests").join(folder));
+    let path = std::env::var_os("PATH").expect("a path");
+    std::env::join_paths(ours.into_iter().chain(std::env::split_paths(&path))).expect("no colons in them")
+}
+
+fn new(parent: &Path, language: &str, world: &str) -> Done {
+    let mut command = program();
+    command.args(["module", "new", "tally", "--lang", language, "--world", world]).current_dir(parent);
+    run_with(&mut command, b"")
+}
+
+/// Builds the project, however long the language's tools take.
+fn build(project: &Path) -> String {
+    let mut command = program();
+    command.args(["--json", "module", "build"]).current_dir(project).env("PATH", path());
+    // The tests' own settings are not the project's.
+    for name in ["CARGO_TARGET_DIR", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER"] {
+        command.env_remove(name);
+    }
+    let output = command.output().expect("the program starts");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the build failed: {told}");
+    let built: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+    let component = project.join("tally.component.wasm");
+    assert_eq!(built["bytes"], std::fs::metadata(&component).expect("a component").len());
+    component.display().to_string()
+}
+
+fn the_counter_answers(language: &str) {
+    for world in ["stored", "resident"] {
+        let directory = directory();
+        assert!(new(directory.path(), language, world).ok().contains("tally/README.md"));
+        let component = build(&directory.path().join("tally"));
+        let settings = directory.path().join("settings.toml");
+        // Tests share their computer with each other: what a component takes is not measured here.
+        std::fs::write(&settings, "[guests]\ncompile_seconds_max = 600\n").expect("writable");
+        let settings = settings.display().to_string();
+        let node = Node::serve(&directory.path().join("data"), &["--config", &settings]);
+        create(&node, &component, world);
+        follow(&node);
+    }
+}
+
+/// Creates the machine. Its compiler gives way to everything else on the computer.
+fn create(node: &Node, component: &str, world: &str) {
+    let mut command = node.command(["--timeout", "900", "machine", "create", "tally", "--init", "40"]);
+    let output = command.args(["--module", component]).output().expect("the program starts");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(told.contains(world), "{told}");
+}
+
+fn follow(node: &Node) {
+    let mut seen = vec!["40".to_owned()];
+    for (command, expected) in SCENARIO {
+        let done = run_with(&mut node.command(["apply", "tally", "-", "--json"]), command.as_bytes()).json();
+        match expected {
+            Ok(answer) => {
+                assert_eq!(done["ok"], *answer, "{command:?}: {done}");
+                seen.push((*answer).to_owned());
+            }
+            Err(code) => {
+                assert_eq!(done["refused"]["code"], *code, "{command:?}: {done}");
+                assert_eq!(done["refused"]["message"], MESSAGES[*code as usize - 1], "{command:?}");
+            }
+        }
+    }
+    // What was held is taken back.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while node.run(["query", "tally", "whatever"]).ok() != "50" {
+        assert!(Instant::now() < deadline, "the lease did not end");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    seen.push("50".to_owned());
+    let count = seen.len().to_string();
+    let watched = node.run(["watch", "tally", "--from", "2", "--limit", &count, "--json"]);
+    let events: Vec<serde_json::Value> =
+        watched.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(events.len(), seen.len(), "{watched:?}");
+    for (at, (event, value)) in events.iter().zip(&seen).enumerate() {
+        assert_eq!((&event["key"], &event["value"]), (&"sum".into(), &value.as_str().into()), "{event}");
+        assert_eq!(event["revision"], at + 2, "{event}");
+    }
+}
+
+#[test]
+fn a_counter_in_rust_answers_like_all_others() {
+    the_counter_answers("rust");
+}
+
+#[test]
+fn a_counter_in_c_answers_like_all_others() {
+    the_counter_answers("c");
+}
+
+#[test]
+#[ignore = "takes Zig: make test-guests"]
+fn a_counter_in_zig_answers_like_all_others() {
+    the_counter_answers("zig");
+}
+
+#[test]
+#[ignore = "takes Go: make test-guests"]
+fn a_counter_in_go_answers_like_all_others() {
+    the_counter_answers("go");
+}
+
+#[test]
+#[ignore = "takes componentize-js: make test-guests"]
+fn a_counter_in_javascript_answers_like_all_others() {
+    the_counter_answers("js");
+}
+
+#[test]
+#[ignore = "takes componentize-js and TypeScript: make test-guests"]
+fn a_counter_in_typescript_answers_like_all_others() {
+    the_counter_answers("ts");
+}
+
+#[test]
+#[ignore = "takes componentize-py: make test-guests"]
+fn a_counter_in_python_answers_like_all_others() {
+    the_counter_answers("python");
+}
+
+#[test]
+fn what_a_project_cannot_be_is_told_and_nothing_is_overwritten() {
+    let directory = directory();
+    let run = |arguments: &[&str]| {
+        let mut command = program();
+        // No tool of any language is there.
+        command.args(["module"]).args(arguments).current_dir(directory.path()).env("PATH", directory.path());
+        run_with(&mut command, b"")
+    };
+    run(&["new", "Tally", "--lang", "go"]).failed(1, &["\"Tally\"", "a-z", "rate-limiter"]);
+    run(&["new", "tally", "--lang", "cobol"]).failed(2, &["cobol", "rust", "python", "zig"]);
+    run(&["new", "tally", "--lang", "go"]).ok();
+    run(&["new", "tally", "--lang", "c"]).failed(1, &["tally", "is there already"]);
+    run(&["build"]).failed(1, &["statehouse.toml", "module new"]);
+    run(&["build", "nowhere"]).failed(1, &["nowhere", "not a directory"]);
+    run(&["build", "tally"]).failed(1, &["Go 1.24", "missing", "https://go.dev/dl"]);
+    run(&["new", "other", "--lang", "python"]).ok();
+    run(&["build", "other"]).failed(1, &["componentize-py", ".venv/bin/pip install"]);
+}
