@@ -44,6 +44,7 @@
 //! - `id`, `error`, `time`, `inbox`: names, failures, the only reader of clocks, queues between threads
 //! - `machine`: the heart, what a committed batch does; pure
 //! - `storage`: what is on disk; `wasm`: running components; neither knows the other
+//! - `trial`: a host in memory for one machine, to try a component with
 //! - `raft`: order; pure and stepped
 //! - `net`: what nodes say to each other
 //! - `watch`: who watches a machine, and how its events reach them
@@ -70,6 +71,7 @@ pub mod raft;
 pub mod storage;
 pub mod time;
 pub mod trace;
+pub mod trial;
 pub mod wasm;
 pub mod watch;
 

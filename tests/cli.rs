@@ -1,5 +1,7 @@
 //! The program from outside: real processes, real sockets, real files. What a person or a script sees of it.
 
+#[path = "cli/checked.rs"]
+mod checked;
 #[path = "cli/etcd.rs"]
 mod etcd;
 #[path = "cli/faults.rs"]

@@ -15,7 +15,7 @@ use super::event::{EventKind, EventRows};
 use super::guest::QueryView;
 use super::lease::{self, Lease, Tally};
 use super::outcome::Context;
-use super::overlay::Overlay;
+use super::overlay::{Overlay, Write};
 use super::view::{Direction, Span, Table, View};
 use crate::error::Fault;
 
@@ -198,6 +198,11 @@ impl Frame {
     /// How many events the call at hand has emitted.
     pub fn events(&self) -> u32 {
         self.usage.events
+    }
+
+    /// The rows that the call at hand has written, without its events: for whoever compares runs.
+    pub fn written(&self) -> Vec<Write> {
+        self.overlay.since_savepoint()
     }
 
     /// Takes the log lines of the call at hand.

@@ -71,6 +71,18 @@ impl Overlay {
         }
     }
 
+    /// What was written since the savepoint: the last write to each key, by table and key.
+    pub fn since_savepoint(&self) -> Vec<Write> {
+        let mut keys: Vec<(Table, &[u8])> =
+            self.undo.iter().map(|(table, key, _)| (*table, key.as_slice())).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let last = |table: Table, key: &[u8]| self.rows[table as usize].get(key).cloned().flatten();
+        keys.into_iter()
+            .map(|(table, key)| Write { table, key: key.to_vec(), value: last(table, key) })
+            .collect()
+    }
+
     /// Visits the pairs of `span` until the visitor breaks.
     pub fn scan(
         &self,

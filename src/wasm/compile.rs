@@ -16,13 +16,14 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit};
 use wit_component::ComponentEncoder;
 
-use super::engine;
+use super::engine::{self, Codegen};
 
 /// The hidden subcommand under which a program compiles.
 pub const SUBCOMMAND: &str = "compile-module";
 
 /// The tasks of the process: its first argument.
 const COMPILE: &str = "compile";
+const COMPILE_PLAIN: &str = "compile-plain";
 const COMPONENTIZE: &str = "componentize";
 
 /// The exit code of a program that panicked.
@@ -97,10 +98,19 @@ pub enum CompileError {
 impl Compiler {
     /// Compiles a validated component. Blocks.
     pub fn compile(&self, component: &[u8]) -> Result<Vec<u8>, CompileError> {
+        self.compile_as(component, Codegen::Optimised)
+    }
+
+    /// The same for an engine of either kind.
+    pub fn compile_as(&self, component: &[u8], codegen: Codegen) -> Result<Vec<u8>, CompileError> {
         match self {
-            Compiler::InProcess => precompile(component),
+            Compiler::InProcess => precompile(component, codegen),
             Compiler::Process { program, limits } => {
-                Parent { program, limits: *limits, task: COMPILE }.run(component)
+                let task = match codegen {
+                    Codegen::Optimised => COMPILE,
+                    Codegen::Plain => COMPILE_PLAIN,
+                };
+                Parent { program, limits: *limits, task }.run(component)
             }
         }
     }
@@ -117,9 +127,9 @@ impl Compiler {
 }
 
 /// Machine code for every engine of this version: what an operator may set is not compiled in.
-fn precompile(component: &[u8]) -> Result<Vec<u8>, CompileError> {
+fn precompile(component: &[u8], codegen: Codegen) -> Result<Vec<u8>, CompileError> {
     let refused = |e: String| CompileError::Refused(e);
-    let engine = engine::compiler().map_err(|e| refused(e.to_string()))?;
+    let engine = engine::compiler(codegen).map_err(|e| refused(e.to_string()))?;
     engine.precompile_component(component).map_err(|e| refused(format!("{e:#}")))
 }
 
@@ -238,7 +248,8 @@ type Task = fn(&[u8]) -> Result<Vec<u8>, CompileError>;
 fn understand(arguments: &[String]) -> Option<(Task, CompileLimits)> {
     let [task, memory, seconds] = arguments else { return None };
     let task: Task = match task.as_str() {
-        COMPILE => precompile,
+        COMPILE => |component| precompile(component, Codegen::Optimised),
+        COMPILE_PLAIN => |component| precompile(component, Codegen::Plain),
         COMPONENTIZE => encode,
         _ => return None,
     };

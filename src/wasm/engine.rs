@@ -25,6 +25,9 @@ pub const WASMTIME_VERSION: &str = "48.0.8";
 /// thread stack, which is Rust's default.
 pub const STACK_BYTES_MAX: usize = 1 << 20;
 
+/// The same for [`Codegen::Plain`].
+pub const PLAIN_STACK_BYTES_MAX: usize = 2 << 20;
+
 /// How often an epoch ends: the grain of a query's time limit.
 pub const EPOCH_MS: u64 = 10;
 
@@ -82,6 +85,17 @@ pub fn features() -> WasmFeatures {
     FEATURES
 }
 
+/// How guests become machine code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codegen {
+    /// As nodes run them.
+    Optimised,
+    /// By other means that must come to the same: no optimisation, another allocation of registers, bounds
+    /// checked by instructions instead of by the page table, memory laid out anew for each instance. Slow;
+    /// for comparing, never for a node.
+    Plain,
+}
+
 /// What an operator may set. Must be the same on all nodes of a cluster: the fingerprint tells if it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineSettings {
@@ -134,6 +148,7 @@ struct Shared {
     engine: wasmtime::Engine,
     settings: EngineSettings,
     fingerprint: String,
+    codegen: Codegen,
     /// Instances kept ahead for the next batch, and warm ones for queries: what may be given up, so it is
     /// bounded.
     prepared: limits::Places,
@@ -146,9 +161,17 @@ struct Shared {
 impl Engine {
     /// An engine that can run guests: reserves address space for its instances and starts the ticker.
     pub fn new(settings: EngineSettings) -> Result<Engine, Fault> {
+        Engine::of(settings, Codegen::Optimised)
+    }
+
+    /// The same for code of either kind. Engines of different kinds have different fingerprints.
+    pub fn of(settings: EngineSettings, codegen: Codegen) -> Result<Engine, Fault> {
         settings.check()?;
-        let mut config = config()?;
-        config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(&settings)));
+        let mut config = config(codegen)?;
+        config.allocation_strategy(match codegen {
+            Codegen::Optimised => InstanceAllocationStrategy::Pooling(pool(&settings)),
+            Codegen::Plain => InstanceAllocationStrategy::OnDemand,
+        });
         let engine = wasmtime::Engine::new(&config).map_err(|e| {
             Fault::new(format!(
                 "cannot start the WebAssembly engine with {} instances (address space {} GiB): {e:#}; lower \
@@ -162,7 +185,11 @@ impl Engine {
             shared: Arc::new(Shared {
                 engine,
                 settings,
-                fingerprint: fingerprint(&settings),
+                fingerprint: match codegen {
+                    Codegen::Optimised => fingerprint(&settings),
+                    Codegen::Plain => format!("{}_plain", fingerprint(&settings)),
+                },
+                codegen,
                 prepared: limits::Places::new(settings.instances_max / 4),
                 warm: limits::Places::new(settings.query_instances_max),
                 interrupted: AtomicBool::new(false),
@@ -198,6 +225,11 @@ impl Engine {
         self.shared.ticker.call_begins()
     }
 
+    /// The kind of code that it runs.
+    pub fn codegen(&self) -> Codegen {
+        self.shared.codegen
+    }
+
     pub(super) fn wasmtime(&self) -> &wasmtime::Engine {
         &self.shared.engine
     }
@@ -212,8 +244,9 @@ impl Engine {
 }
 
 /// An engine that can only compile: it reserves no places for instances, so it is made at once.
-pub(super) fn compiler() -> Result<wasmtime::Engine, Fault> {
-    wasmtime::Engine::new(&config()?).map_err(|e| Fault::new(format!("cannot start the compiler: {e:#}")))
+pub(super) fn compiler(codegen: Codegen) -> Result<wasmtime::Engine, Fault> {
+    wasmtime::Engine::new(&config(codegen)?)
+        .map_err(|e| Fault::new(format!("cannot start the compiler: {e:#}")))
 }
 
 /// The fingerprint that an engine with `settings` has.
@@ -230,7 +263,7 @@ pub fn fingerprint(settings: &EngineSettings) -> String {
 }
 
 /// What is compiled into the code of guests, and how it runs.
-fn config() -> Result<Config, Fault> {
+fn config(codegen: Codegen) -> Result<Config, Fault> {
     let mut config = Config::new();
     fix_target(&mut config)?;
     for (_, feature) in FEATURES_OFF.iter_names() {
@@ -255,7 +288,20 @@ fn config() -> Result<Config, Fault> {
     // A few frames for the node's log; they never enter an outcome.
     config.wasm_backtrace_max_frames(NonZeroUsize::new(16)).generate_address_map(false);
     config.parallel_compilation(true);
+    if codegen == Codegen::Plain {
+        make_plain(&mut config);
+    }
     Ok(config)
+}
+
+/// Changes how code is made and memory is kept, and nothing that a guest may see. Only the depth of a
+/// recursion shows: the frames of such code are larger, so its stack is too.
+fn make_plain(config: &mut Config) {
+    config.cranelift_opt_level(OptLevel::None);
+    config.cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+    config.max_wasm_stack(PLAIN_STACK_BYTES_MAX);
+    config.memory_reservation(0).memory_reservation_for_growth(0).memory_guard_size(0).memory_may_move(true);
+    config.memory_init_cow(false).table_lazy_init(false);
 }
 
 /// Compiles for the processor family rather than for the processor at hand, so that all nodes of a family run
@@ -329,7 +375,7 @@ mod tests {
     fn wasmtime_takes_the_settings_as_given() {
         let running =
             Engine::new(EngineSettings { instances_max: 16, query_instances_max: 8, ..Default::default() });
-        for engine in [running.unwrap().wasmtime().clone(), compiler().unwrap()] {
+        for engine in [running.unwrap().wasmtime().clone(), compiler(Codegen::Optimised).unwrap()] {
             assert_eq!(engine.get_wasm_features(), FEATURES);
             assert!(engine.get_consume_fuel() && engine.get_epoch_interruption());
             assert_eq!(engine.get_cranelift_nan_canonicalization(), Some(true));

@@ -143,6 +143,17 @@ impl WasmInstance {
     pub fn fuel_used(&self) -> u64 {
         self.live.fuel_used
     }
+
+    /// Bytes that its memories have: a memory grows and never shrinks.
+    pub fn memory_bytes(&self) -> usize {
+        self.live.store.data().limiter.memory_bytes()
+    }
+
+    /// The inputs from now on have this fuel instead of the usual. For whoever tries what a machine leaves
+    /// behind when it is cut off: on a node the usual is the same on every replica.
+    pub fn set_input_fuel(&mut self, fuel: u64) {
+        self.settings.input_fuel = fuel;
+    }
 }
 
 impl Instance for WasmInstance {

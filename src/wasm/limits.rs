@@ -133,6 +133,11 @@ impl Limiter {
         self.denied
     }
 
+    /// What was granted, all memories of the instance together.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
     /// What this computer could not give, if anything.
     pub fn take_fault(&mut self) -> Option<Fault> {
         self.fault.take()

@@ -8,6 +8,7 @@
 //! # Layout
 //! - [`engine`]: the only `wasmtime::Config`; [`limits`]: what guests may use, and what host calls cost
 //! - [`validate`]: what a module must be before anything compiles it
+//! - [`survey`]: what can be told of a component by looking at it
 //! - [`compile`]: compilation, bounded, in a process of its own
 //! - [`module`]: a loaded module; [`instance`]: one instance of it; [`query`]: warm instances for queries
 //! - `ticker`: bounds calls in time
@@ -20,6 +21,7 @@ pub mod instance;
 pub mod limits;
 pub mod module;
 pub mod query;
+pub mod survey;
 pub mod validate;
 
 mod bindings;
@@ -29,12 +31,12 @@ mod ticker;
 mod wasi;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use compile::Compiler;
-pub use engine::{Engine, EngineSettings};
+pub use engine::{Codegen, Engine, EngineSettings};
 pub use instance::{Budget, GuestSettings};
 pub use module::{LoadError, Module};
 pub use query::QueryPool;

@@ -86,8 +86,8 @@ impl Module {
         Box::new(self.wasm_guest(seed, settings))
     }
 
-    /// The same, by its own type.
-    pub(super) fn wasm_guest(&self, seed: [u8; 32], settings: GuestSettings) -> WasmGuest {
+    /// The same by its own type, whose instances tell what they used.
+    pub fn wasm_guest(&self, seed: [u8; 32], settings: GuestSettings) -> WasmGuest {
         WasmGuest::new(self.clone(), seed, settings)
     }
 

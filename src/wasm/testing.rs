@@ -1,6 +1,5 @@
 //! For the tests of this room: an engine, components from text, and calls into them.
 
-#[expect(dead_code, reason = "the tests of whole nodes use the rest of it")]
 mod text;
 
 use std::sync::{Arc, OnceLock};

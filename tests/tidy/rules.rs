@@ -12,7 +12,7 @@ const MAIN_LINES_MAX: usize = 40;
 const REASON_CHARS_MIN: usize = 8;
 
 /// What each top-level module of the crate may know besides itself. A name with `::` is one file of a module.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("id", &[]),
     ("error", &["id"]),
     ("time", &[]),
@@ -22,6 +22,8 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("machine", &["id", "error"]),
     ("storage", &["id", "error", "time", "inbox", "config", "machine"]),
     ("wasm", &["id", "error", "time", "config", "machine"]),
+    // A machine alone in memory: knows neither disks nor sockets nor the log, and only the program knows it.
+    ("trial", &["id", "error", "time", "machine", "wasm"]),
     ("raft", &["id", "error", "time", "machine", "storage::entry"]),
     ("net", &["id", "error", "time", "inbox", "machine", "storage::entry", "raft::message", "raft::output"]),
     ("watch", &["id", "error", "time", "config", "machine", "storage", "raft", "net"]),
@@ -55,6 +57,11 @@ const ARROWS: [(&str, &[&str]); 21] = [
             // A component is checked before it is pushed, as a node would.
             "wasm::compile",
             "wasm::validate",
+            "wasm::Codegen",
+            "wasm::Compiler",
+            "wasm::World",
+            "wasm::survey",
+            "trial",
             "catalog",
             "node",
             "api",

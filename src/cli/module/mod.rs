@@ -2,11 +2,14 @@
 //!
 //! # Layout
 //! - `new`: writes a project, from `templates`; `build`: makes its component; `project`: what a project is
+//! - `run`: a component in memory, to try; `check`: whether it is deterministic
 //! - here: components on a node
 
 mod build;
+mod check;
 mod new;
 mod project;
+mod run;
 mod templates;
 
 use std::path::{Path, PathBuf};
@@ -22,16 +25,19 @@ use crate::client::Client;
 use crate::id::Digest;
 use crate::node::request::{ModuleInfo, World};
 
-/// Write components, upload them, and see which there are
+/// Write components, try them, upload them, and see which there are
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  \
         statehouse module new notes --lang rust\n  \
         statehouse module build notes\n  \
+        statehouse module check notes/notes.component.wasm\n  \
         statehouse module push notes.component.wasm\n  \
         statehouse module list")]
 pub enum Module {
     New(new::New),
     Build(build::Build),
+    Run(run::Run),
+    Check(check::Check),
     /// Upload a component, or a core module that carries component metadata; prints its digest
     #[command(after_help = "Examples:\n  \
             statehouse module push notes.component.wasm\n  \
@@ -69,6 +75,8 @@ impl Module {
             }
             Module::List => list(global, &global.client()?.modules().await?)?,
             Module::Show { digest } => show(global, &global.client()?.module(digest).await?)?,
+            Module::Run(command) => command.run(global)?,
+            Module::Check(command) => command.run(global)?,
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use super::compile::{CompileError, Compiler};
 
 /// Room for the parser's recursion over nested types, which [`Bounds`] limits.
-const STACK_BYTES: usize = 64 << 20;
+pub(super) const STACK_BYTES: usize = 64 << 20;
 
 /// The two worlds of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,175 @@
+//! Components tried on the command line, without a node: `module run` and `module check`.
+
+use serde_json::{Value, json};
+
+use super::process::{Done, component, program, run_with};
+use super::text;
+
+fn run(guest: &str, arguments: &[&str], script: &str) -> Done {
+    let mut command = program();
+    command.args(["module", "run", &component(guest)]).args(arguments);
+    run_with(&mut command, script.as_bytes())
+}
+
+fn lines(done: &Done) -> Vec<Value> {
+    done.ok().lines().map(|line| serde_json::from_str(line).expect("a JSON value a line")).collect()
+}
+
+#[test]
+fn a_script_runs_on_a_machine_in_memory() {
+    let script = "
+        # A note, and another one.
+        apply milk=two pints
+        watch e
+        apply --hex 656767733d736978
+        !apply nonsense
+        query eggs
+        query --hex 6d696c6b
+        snapshot before
+        apply milk=
+        !query milk
+        restore before
+        query milk
+        state m
+        events 3
+        !restore nothing
+        quit
+        apply nobody=reads=this";
+    let done = run("notes", &["--argument", "a=b"], script);
+    assert_eq!(
+        done.ok(),
+        "two pints\n4\tput\teggs\tsix\n736978\nsix\n74776f2070696e7473\nindex 4: 6 rows, 0 bytes of its \
+         own\ntwo pints\nmilk\ttwo pints\n3\tput\tmilk\ttwo pints\n4\tput\teggs\tsix"
+    );
+    for part in ["NAME=TEXT is expected", "there is no such note", "[\"before\"]"] {
+        assert!(done.stderr.contains(part), "{part:?} is not in {}", done.stderr);
+    }
+}
+
+#[test]
+fn a_resident_machine_keeps_time_leases_and_snapshots() {
+    let script = "apply 2\ngrant 10s\nadvance 4s\nleases\nrenew 1\nadvance 9s\nsnapshot\nadvance 1m\n\
+        apply 1\nrestore\nquery x\nleases\nrevoke 1\nleases\nhash\n";
+    let done = run("counter", &["--init", "40", "--json"], script);
+    let lines = lines(&done);
+    assert_eq!(lines[0]["ok"], "42");
+    assert_eq!(lines[1], json!({ "id": 1, "ttl_ms": 10_000 }));
+    assert_eq!(lines[2], json!({ "time_ms": 1_767_225_604_000u64, "ended": [] }));
+    assert_eq!(lines[3][0]["remaining_ms"], 6_000);
+    assert_eq!(lines[4]["ttl_ms"], 10_000);
+    assert_eq!(lines[5]["ended"], json!([]));
+    assert_eq!(lines[6]["state_bytes"], 8);
+    assert_eq!(lines[7]["ended"], json!([{ "id": 1, "time_ms": 1_767_225_614_000u64 }]));
+    assert_eq!((&lines[8]["ok"], &lines[9]["ok"]), (&json!("43"), &json!("42")));
+    assert_eq!((&lines[10][0]["id"], &lines[10][0]["kind"]), (&json!(1), &json!("client")));
+    assert_eq!(lines[11], json!([]));
+    assert_eq!(lines[12]["revision"], 3);
+
+    let again = run("counter", &["--init", "40", "--json"], script);
+    assert_eq!(again.stdout, done.stdout, "the same script gives the same answers, hash and all");
+}
+
+#[test]
+fn the_first_line_that_fails_ends_a_script() {
+    let failed = run("notes", &[], "apply a=b\nquery a\nquery b\napply c=d\n");
+    assert_eq!((failed.code, failed.text()), (1, "b\nb\n"));
+    for part in ["line 3", "query b", "there is no such note"] {
+        assert!(failed.stderr.contains(part), "{part:?} is not in {}", failed.stderr);
+    }
+    let done = run("notes", &[], "apply a=b\n!query a\n");
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("it was to fail"), "{done:?}");
+    let unknown = run("notes", &[], "!aply a=b\n");
+    assert_eq!(
+        unknown.code, 2,
+        "a line that is not understood does not count as one that fails: {unknown:?}"
+    );
+    let shown = run("notes", &["--json"], "query b\n");
+    assert_eq!((shown.code, &shown.json()["refused"]["code"]), (1, &json!(2)));
+}
+
+#[test]
+fn what_is_no_machine_is_told() {
+    run("counter", &["--argument", "many"], "").failed(1, &["not created", "a whole number"]);
+    let file = component("notes").replace("notes.component.wasm", "src/lib.rs");
+    let done = run_with(program().args(["module", "run", &file]), b"");
+    done.failed(1, &["not a WebAssembly component"]);
+    run_with(program().args(["module", "run", "/nowhere.wasm"]), b"").failed(1, &["/nowhere.wasm"]);
+}
+
+/// Runs `module check` on a guest of the gallery with these lines as the file of commands.
+fn check(guest: &str, arguments: &[&str], commands: &str) -> Done {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), commands).expect("it is written");
+    let mut command = program();
+    command.args(["module", "check", &component(guest)]).args(arguments);
+    run_with(command.arg("--commands").arg(file.path()), b"")
+}
+
+#[test]
+fn a_deterministic_machine_has_a_certificate() {
+    let commands =
+        "milk=two pints\n# a comment\n{\"hex\": \"613d62\"}\n{\"grant_ms\": 500}\nnonsense\nmilk=\n";
+    let done = check("notes", &["--count", "60", "--seed", "7"], commands);
+    for part in [
+        "world     stored",
+        "import    statehouse:machine/store@0.1.0",
+        "export    statehouse:machine/behavior@0.1.0",
+        "features  ",
+        "5 given, 60 made up from seed 7",
+        "ok        long batches, the same as one batch each",
+        "ok        snapshots, the same as one batch each",
+        "ok        failures, the same as one batch each",
+        "ok        another replica, the same as a replica",
+        "ok        plain code, the same as a replica",
+        "deterministic: no difference was found",
+    ] {
+        assert!(done.ok().contains(part), "{part:?} is not in {}", done.ok());
+    }
+    assert_eq!(done.stderr, "", "there is nothing to warn of");
+
+    let exactly = check("counter", &["--argument", "40", "--json"], "1\n2\nmany\n").json();
+    assert_eq!((&exactly["deterministic"], &exactly["world"]), (&json!(true), &json!("resident")));
+    let inputs = &exactly["inputs"];
+    assert_eq!((&inputs["all"], &inputs["accepted"], &inputs["refused"]), (&json!(4), &json!(3), &json!(1)));
+    assert_eq!(exactly["lines"], json!({ "given": 3, "made": 0, "seed": 1 }));
+    assert!(exactly["cost"]["fuel"]["median"].as_u64() > Some(0));
+    let again = check("counter", &["--argument", "40", "--json"], "1\n2\nmany\n").json();
+    assert_eq!(again["cost"]["fuel"], exactly["cost"]["fuel"], "fuel is the same every time");
+}
+
+#[test]
+fn a_certificate_over_refusals_is_worth_a_warning() {
+    let done = check("counter", &[], "one\ntwo\n");
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(done.stderr.contains("not one command was accepted"), "{done:?}");
+    run_with(program().args(["module", "check", &component("counter"), "--argument", "many"]), b"")
+        .failed(1, &["not created", "a whole number"]);
+    check("counter", &[], "# nothing\n").failed(2, &["has none"]);
+    check("counter", &[], "{\"hex\": \"0\"}\n").failed(2, &["line 1", "hexadecimal"]);
+}
+
+#[test]
+fn a_machine_that_keeps_state_in_globals_is_caught() {
+    let items = "(global $count (mut i32) (i32.const 48))";
+    let apply = "(global.set $count (i32.add (global.get $count) (i32.const 1)))
+        (i32.store8 (i32.const 128) (global.get $count)) (call $answer (i32.const 128) (i32.const 1))";
+    let component = text::stored(&text::guest_text(items, apply, "(call $ok)"));
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), component).expect("it is written");
+    let mut command = program();
+    let done = run_with(command.args(["module", "check", "--count", "5"]).arg(file.path()), b"");
+    assert_eq!(done.code, 1, "{done:?}");
+    for part in
+        ["DIFFERS   long batches", "answered \"1\"", "answered \"2\"", "outside the store", "NOT determ"]
+    {
+        assert!(done.text().contains(part), "{part:?} is not in {}", done.text());
+    }
+    let json = run_with(program().args(["module", "check", "--json"]).arg(file.path()), b"");
+    assert_eq!((json.code, &json.json()["deterministic"]), (1, &json!(false)));
+    let of_long = &json.json()["comparisons"][1];
+    assert_eq!(
+        (&of_long["run"], &of_long["difference"]["found"]),
+        (&json!("long batches"), &json!("answered \"2\""))
+    );
+}
