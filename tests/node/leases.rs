@@ -52,15 +52,36 @@ async fn renewals_that_arrive_together_are_few_operations() {
     assert!((1..=20).contains(&entries), "1,000 renewals took {entries} entries");
 
     // One that comes alone waits for nothing but the log.
-    let begun = Instant::now();
-    for _ in 0..5 {
-        node.renew_leases("kv", &leases[..1]).await.unwrap();
+    let alone = grant_many(&node, 5, 600_000).await;
+    let (begun, before) = (Instant::now(), applied(&node));
+    for lease in &alone {
+        assert_eq!(node.renew_leases("kv", &[*lease]).await.unwrap(), [600_000]);
     }
-    assert_eq!(applied(&node).0 - before.0 - entries, 5);
+    assert_eq!(applied(&node).0 - before.0, 5);
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     node.shutdown().await;
     let refused = node.renew_leases("kv", &leases[..1]).await;
     assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_was_renewed_a_moment_ago_is_told_what_is_left_without_the_log() {
+    let (_directory, node) = node_with_kv().await;
+    let lease = grant_many(&node, 1, 600_000).await[0];
+    let before = applied(&node);
+    let (mut whole, mut cut) = (0, 0);
+    for _ in 0..500 {
+        match node.renew_leases("kv", &[lease]).await.unwrap()[..] {
+            [600_000] => whole += 1,
+            [left_ms] if (599_750..600_000).contains(&left_ms) => cut += 1,
+            ref other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(applied(&node).0 - before.0, whole, "each that is not told what is left is in the log");
+    assert!(cut > whole, "{cut} without the log, {whole} with it");
+    node.revoke_lease("kv", lease).await.unwrap();
+    assert_eq!(node.renew_leases("kv", &[lease]).await.unwrap(), [0], "it is gone");
+    node.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
