@@ -42,6 +42,9 @@ class Counter(unittest.TestCase):
         self.assertEqual(command(b"5 for 1500"), b"5")
         [(lease, keys)] = host.attached.items()
         self.assertEqual(apply(host.Input_LeaseEnded(host.LeaseEnd(lease, keys))), b"0")
+        seen = len(host.events)
+        self.assertEqual(apply(host.Input_LeaseEnded(host.LeaseEnd(9, []))), b"")
+        self.assertEqual(len(host.events), seen)
 
 
 if __name__ == "__main__":

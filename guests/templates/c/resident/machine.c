@@ -2,7 +2,8 @@
 //
 // A command is a whole number in decimal (`5`, `-5`) to add, or one to add for a time in milliseconds (`5 for 1500`),
 // after which it is taken back. The answer is the sum. A query answers the sum, whatever it asks. The configuration is
-// the number to start from, if there is any. Watchers see every new sum under the key `sum`.
+// the number to start from, if there is any. Watchers see the sum under the key `sum`, whenever something is added or
+// taken back.
 //
 // A refusal must leave no trace in memory, and only we can see to that: what can be refused comes before what changes.
 
@@ -28,6 +29,7 @@ bool apply(context *at, input *in, bytes *answer, refusal *why) {
     int64_t sum = total, step;
     uint64_t hold_ms;
     uint32_t refused = 0;
+    bool is_news = true;
     *answer = (bytes){NULL, 0};
     switch (in->tag) {
     case STATEHOUSE_MACHINE_TYPES_INPUT_CREATED:
@@ -39,18 +41,18 @@ bool apply(context *at, input *in, bytes *answer, refusal *why) {
         if (!refused && hold_ms > 0) refused = counter_hold(step, hold_ms);
         break;
     case STATEHOUSE_MACHINE_TYPES_INPUT_LEASE_ENDED:
+        is_news = in->val.lease_ended.keys.len > 0; // a client's own lease held nothing here
         refused = counter_without(&sum, &in->val.lease_ended);
         break;
     default:
-        input_free(in);
-        return true;
+        is_news = false;
     }
     input_free(in); // The arguments are ours.
     if (refused) {
         counter_refusal(refused, why);
         return false;
     }
-    become(sum, answer);
+    if (is_news) become(sum, answer);
     return true;
 }
 

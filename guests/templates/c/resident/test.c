@@ -92,6 +92,8 @@ int main(void) {
     resident_list_u8_t key = {(uint8_t *)held, strlen(held)};
     input end = {.tag = STATEHOUSE_MACHINE_TYPES_INPUT_LEASE_ENDED, .val.lease_ended = {1, {&key, 1}}};
     expect(end, "42", 0);
+    strcpy(seen, "");
+    expect((input){.tag = STATEHOUSE_MACHINE_TYPES_INPUT_LEASE_ENDED}, "", 0);
     command("-9223372036854775808", "-9223372036854775766", 0);
     resident_string_t why;
     CHECK(save(&why));

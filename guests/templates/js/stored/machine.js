@@ -2,7 +2,8 @@
 //
 // A command is a whole number in decimal (`5`, `-5`) to add, or one to add for a time in milliseconds (`5 for 1500`),
 // after which it is taken back. The answer is the sum. A query answers the sum, whatever it asks. The configuration is
-// the number to start from, if there is any. Watchers see every new sum under the key `sum`.
+// the number to start from, if there is any. Watchers see the sum under the key `sum`, whenever something is added or
+// taken back.
 //
 // Nothing may be kept in globals: each batch of inputs runs in a fresh instance.
 
@@ -24,6 +25,8 @@ export const behavior = {
         return become(next);
       }
       case "lease-ended":
+        // A client's own lease held nothing here.
+        if (input.val.keys.length === 0) return new Uint8Array();
         return become(counter.without(sum(), input.val));
       default:
         return new Uint8Array();

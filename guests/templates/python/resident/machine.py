@@ -2,7 +2,8 @@
 
 A command is a whole number in decimal (`5`, `-5`) to add, or one to add for a time in milliseconds (`5 for 1500`),
 after which it is taken back. The answer is the sum. A query answers the sum, whatever it asks. The configuration is
-the number to start from, if there is any. Watchers see every new sum under the key `sum`.
+the number to start from, if there is any. Watchers see the sum under the key `sum`, whenever something is added or
+taken back.
 
 A refusal must leave no trace in memory, and only we can see to that: what can be refused comes before what changes.
 """
@@ -28,7 +29,8 @@ class Behavior(exports.Behavior):
                 if ms is not None:
                     counter.hold(step, ms)
                 return become(value)
-            case Input_LeaseEnded(ended):
+            # A client's own lease held nothing here.
+            case Input_LeaseEnded(ended) if ended.keys:
                 return become(counter.without(total, ended))
             case _:
                 return b""

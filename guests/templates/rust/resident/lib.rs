@@ -2,8 +2,8 @@
 //!
 //! A command is a whole number in decimal (`5`, `-5`) to add, or one to add for a time in milliseconds (`5
 //! for 1500`), after which it is taken back. The answer is the sum. A query answers the sum, whatever it
-//! asks. The configuration is the number to start from, if there is any. Watchers see every new sum under the
-//! key `sum`.
+//! asks. The configuration is the number to start from, if there is any. Watchers see the sum under the key
+//! `sum`, whenever something is added or taken back.
 
 mod counter;
 
@@ -45,6 +45,9 @@ impl Resident for Counter {
     }
 
     fn lease_ended(&mut self, change: &Change, ended: &LeaseEnd) -> Answer {
+        if ended.keys.is_empty() {
+            return Ok(Vec::new()); // a client's own lease: it held nothing here
+        }
         let sum = counter::without(self.sum, ended)?;
         self.become_sum(change, sum)
     }

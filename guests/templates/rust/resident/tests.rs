@@ -38,3 +38,11 @@ fn what_is_held_is_taken_back_when_its_time_is_over() {
     host.restore(&snapshot);
     assert_eq!(host.query(b"").unwrap(), b"-2");
 }
+
+#[test]
+fn the_end_of_a_lease_that_held_nothing_is_not_told() {
+    let mut host = counter(b"40");
+    host.grant(500);
+    assert_eq!(host.advance(500)[0].answer, Ok(Vec::new()));
+    assert_eq!((host.query(b"").unwrap(), host.revision()), (b"40".to_vec(), 2));
+}

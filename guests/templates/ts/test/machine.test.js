@@ -34,4 +34,7 @@ test("what is held is taken back when its time is over", () => {
   assert.equal(command("5 for 1500"), "45");
   const [lease, keys] = [...attached].at(-1);
   assert.equal(text(behavior.apply(context, { tag: "lease-ended", val: { lease, keys } })), "40");
+  const seen = events.length;
+  assert.equal(text(behavior.apply(context, { tag: "lease-ended", val: { lease: 9n, keys: [] } })), "");
+  assert.equal(events.length, seen);
 });

@@ -2,7 +2,8 @@
 //!
 //! A command is a whole number in decimal (`5`, `-5`) to add, or one to add for a time in milliseconds (`5 for 1500`),
 //! after which it is taken back. The answer is the sum. A query answers the sum, whatever it asks. The configuration is
-//! the number to start from, if there is any. Watchers see every new sum under the key `sum`.
+//! the number to start from, if there is any. Watchers see the sum under the key `sum`, whenever something is added or
+//! taken back.
 //!
 //! Nothing may be kept in globals: each batch of inputs runs in a fresh instance.
 
@@ -53,13 +54,16 @@ fn apply(input: *Input) counter.Refused!Bytes {
         },
         c.STATEHOUSE_MACHINE_TYPES_INPUT_LEASE_ENDED => {
             const keys = input.val.lease_ended.keys;
+            if (keys.len == 0) return nothing; // a client's own lease
             var next = sum();
             for (0..keys.len) |at| next = try counter.without(next, slice(keys.ptr[at]));
             return become(next);
         },
-        else => return .{ .ptr = null, .len = 0 },
+        else => return nothing,
     }
 }
+
+const nothing: Bytes = .{ .ptr = null, .len = 0 };
 
 /// Grants a lease. What is to be taken back when it ends is in the name of the key attached to it.
 fn hold(step: i64, ms: u64) counter.Refused!void {

@@ -2,7 +2,8 @@
 //
 // A command is a whole number in decimal (`5`, `-5`) to add, or one to add for a time in milliseconds (`5 for 1500`),
 // after which it is taken back. The answer is the sum. A query answers the sum, whatever it asks. The configuration is
-// the number to start from, if there is any. Watchers see every new sum under the key `sum`.
+// the number to start from, if there is any. Watchers see the sum under the key `sum`, whenever something is added or
+// taken back.
 //
 // A refusal must leave no trace in memory, and only we can see to that: what can be refused comes before what changes.
 package machine
@@ -47,7 +48,10 @@ func apply(input types.Input) ([]byte, *counter.Refusal) {
 	case types.Input_Command:
 		return command(input.Command())
 	case types.Input_LeaseEnded:
-		return become(counter.Without(sum, input.LeaseEnded().Keys))
+		// A client's own lease held nothing here.
+		if keys := input.LeaseEnded().Keys; len(keys) > 0 {
+			return become(counter.Without(sum, keys))
+		}
 	}
 	return nil, nil
 }
