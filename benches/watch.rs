@@ -30,12 +30,26 @@ const WRITTEN: &str = "watched/00050000/written";
 struct Machine {
     hub: Arc<Hub>,
     revision: u64,
+    written: Written,
+}
+
+/// The key that a revision writes.
+type Written = fn(u64) -> String;
+
+fn one_key(_: u64) -> String {
+    WRITTEN.to_owned()
+}
+
+/// Keys in no order: what a search reads is seldom what the last one has read. Of even numbers: those with
+/// odd ones concern who watches prefixes.
+fn any_key(revision: u64) -> String {
+    format!("watched/{:08}/written", revision * 15_838 % 100_000)
 }
 
 impl Machine {
-    fn new() -> Machine {
+    fn new(written: Written) -> Machine {
         let hub = Hub::new(Revision::FIRST, Budget::new(1 << 30), Bounds::default(), time::seed());
-        Machine { hub: Arc::new(hub), revision: 1 }
+        Machine { hub: Arc::new(hub), revision: 1, written }
     }
 
     /// A watcher that keeps up.
@@ -53,7 +67,8 @@ impl Machine {
         let mut rows = EventRows::default();
         rows.savepoint();
         let context = Context { index: 1, offset: 0, time: 1, revision: self.revision };
-        rows.push(&context, EventKind::Put, WRITTEN.as_bytes().to_vec(), vec![b'v'; 256]);
+        let key = (self.written)(self.revision).into_bytes();
+        rows.push(&context, EventKind::Put, key, vec![b'v'; 256]);
         rows.into_rows().collect()
     }
 
@@ -101,11 +116,11 @@ fn publish_ns(machine: &mut Machine, mut drain: impl FnMut(), step: usize) -> f6
     median(times)
 }
 
-fn not_concerned(of: &str, elsewhere: Elsewhere) {
+fn not_concerned(of: &str, elsewhere: Elsewhere, written: Written) {
     println!("publishing a batch of one put, with watchers that it does not concern, of {of}:");
     let mut none = 0.0;
     for count in [0, 1, 10, 100, 100_000] {
-        let mut machine = Machine::new();
+        let mut machine = Machine::new(written);
         let watchers: Vec<Watcher> = (0..count).map(|number| machine.watch(elsewhere(number))).collect();
         assert_eq!(machine.hub.present(), count);
         let ns = publish_ns(&mut machine, || (), 200);
@@ -120,7 +135,7 @@ fn not_concerned(of: &str, elsewhere: Elsewhere) {
 fn concerned() {
     println!("publishing a batch of one put, with watchers of its key:");
     for count in [1, 10, 100, 1_000] {
-        let mut machine = Machine::new();
+        let mut machine = Machine::new(one_key);
         let span = || KeySpan::key(WRITTEN).expect("a short key");
         let mut watchers: Vec<Watcher> = (0..count).map(|_| machine.watch(span())).collect();
         let drain = || {
@@ -143,7 +158,7 @@ fn shown(what: &str, mut all: Vec<Duration>) {
 
 /// From the moment at which an applied batch is published until a task has its event.
 async fn delivery() {
-    let mut machine = Machine::new();
+    let mut machine = Machine::new(one_key);
     let mut watcher = machine.watch(KeySpan::all());
     let (received, told) = std::sync::mpsc::channel();
     tokio::spawn(async move {
@@ -212,8 +227,10 @@ async fn beside_the_writer(subscribers: usize, puts: usize) {
 }
 
 fn main() {
-    not_concerned("keys and prefixes", keys_and_prefixes);
-    not_concerned("spans", spans);
+    not_concerned("keys and prefixes", keys_and_prefixes, one_key);
+    not_concerned("keys and prefixes, another key each time", keys_and_prefixes, any_key);
+    not_concerned("spans", spans, one_key);
+    not_concerned("spans, another key each time", spans, any_key);
     concerned();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(delivery());

@@ -203,7 +203,11 @@ fn visit_field(rest: &mut &[u8], visit: &mut dyn FnMut(EventKind, &[u8])) -> Opt
         match decode_key(&mut event).ok()? {
             (1, WireType::Varint) if decode_varint(&mut event).ok()? != 0 => kind = EventKind::Delete,
             (1, WireType::Varint) => kind = EventKind::Put,
-            (2, WireType::LengthDelimited) => name = take_bytes(&mut event)?,
+            (2, WireType::LengthDelimited) => {
+                name = take_bytes(&mut event)?;
+                // Fields are written in the order of their tags: what follows is not about the key.
+                break;
+            }
             (tag, wire) => skip_field(wire, tag, &mut event, DecodeContext::default()).ok()?,
         }
     }

@@ -81,7 +81,7 @@ impl<T> Matcher<T> {
     /// Without watchers. `seed` keeps keys that somebody chose from costing more than others.
     pub fn new(seed: u64) -> Matcher<T> {
         let keys = HashMap::with_hasher(FixedState::with_seed(seed));
-        Matcher { keys, prefixes: Vec::new(), spans: Spans::new(seed), seed }
+        Matcher { keys, prefixes: Vec::new(), spans: Spans::new(), seed }
     }
 
     /// Adds a watcher of `span`; in place of the one of this number, if that watched the same.
