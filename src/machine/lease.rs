@@ -213,12 +213,19 @@ fn ids_at(view: &dyn View, span: Span, at: usize, limit: usize) -> Result<Vec<u6
     if broken { Err(damaged()) } else { Ok(ids) }
 }
 
-/// The keys attached to the lease `id` in a view, in key order, at most `limit`.
-pub fn attached_in(view: &dyn View, id: u64, limit: usize) -> Result<Vec<Vec<u8>>, Fault> {
+/// The keys attached to the lease `id` in a view, in key order, at most `limit`; those after a key, if there
+/// is one.
+pub fn attached_in(
+    view: &dyn View,
+    id: u64,
+    after: Option<&[u8]>,
+    limit: usize,
+) -> Result<Vec<Vec<u8>>, Fault> {
     let mut keys = Vec::new();
-    let (start, end) = attachments(id);
+    let (first, end) = attachments(id);
+    let start = after.map_or_else(|| first.clone(), |after| [&*first, after, b"\0"].concat());
     view.scan(Table::Leases, Span { start: &start, end: Some(&end) }, Direction::Forward, &mut |key, _| {
-        keys.push(key[start.len()..].to_vec());
+        keys.push(key[first.len()..].to_vec());
         if keys.len() >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok(keys)

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::Node;
 use super::cluster::words::{LeasesWords, Question};
 use super::machine::{Closed, Machine};
@@ -18,7 +20,7 @@ use super::lane::Published;
 
 /// Leases of one answer.
 const PAGE_MAX: usize = 1_000;
-/// Keys of a lease, and their bytes, that are shown.
+/// Keys of a lease, and their bytes, that are shown at a time.
 const KEYS_SHOWN_MAX: usize = 1_000;
 const KEY_BYTES_SHOWN_MAX: usize = 1 << 20;
 
@@ -83,12 +85,46 @@ impl Node {
 
 /// What clients see.
 impl Node {
-    /// A lease, with the keys that are attached to it.
+    /// A lease, with the first thousand of the keys that are attached to it.
     ///
     /// # Errors
     /// `NotFound` if there is no such lease; and as of [`query`](Node::query).
     pub async fn lease(&self, machine: &str, id: u64) -> Result<LeaseInfo, Error> {
-        let words = LeasesWords { machine: machine.to_owned(), id: Some(id), after: 0, limit: 1 };
+        self.lease_after(machine, id, None).await
+    }
+
+    /// A lease, with all keys that are attached to it. They are read a page at a time: what is attached or
+    /// let go meanwhile may be among them or not.
+    ///
+    /// # Errors
+    /// As of [`lease`](Node::lease), also if it ends meanwhile.
+    pub async fn lease_with_all_keys(&self, machine: &str, id: u64) -> Result<LeaseInfo, Error> {
+        let mut lease = self.lease(machine, id).await?;
+        while lease.more_keys {
+            let page = self.lease_after(machine, id, lease.keys.last().cloned()).await?;
+            // None: they were let go of meanwhile.
+            if page.keys.first().is_some_and(|first| Some(first) <= lease.keys.last()) {
+                return Err(Error::Unavailable(format!(
+                    "lease {id} of machine {machine:?} has more than {} keys, and a node that was asked for \
+                     the rest is of a version that shows no more: update it",
+                    lease.keys.len()
+                )));
+            }
+            lease.keys.extend(page.keys);
+            (lease.remaining_ms, lease.more_keys) = (page.remaining_ms, page.more_keys);
+        }
+        Ok(lease)
+    }
+
+    /// A lease, with keys after one.
+    async fn lease_after(
+        &self,
+        machine: &str,
+        id: u64,
+        keys_after: Option<Bytes>,
+    ) -> Result<LeaseInfo, Error> {
+        let machine_name = machine.to_owned();
+        let words = LeasesWords { machine: machine_name, id: Some(id), after: 0, limit: 1, keys_after };
         let mut page = self.leases_anywhere(words).await?;
         page.leases.pop().ok_or_else(|| unknown(machine, id))
     }
@@ -98,7 +134,8 @@ impl Node {
     /// # Errors
     /// As of [`query`](Node::query).
     pub async fn leases(&self, machine: &str, after: u64, limit: u32) -> Result<LeasePage, Error> {
-        self.leases_anywhere(LeasesWords { machine: machine.to_owned(), id: None, after, limit }).await
+        let machine = machine.to_owned();
+        self.leases_anywhere(LeasesWords { machine, id: None, after, limit, keys_after: None }).await
     }
 
     async fn leases_anywhere(&self, words: LeasesWords) -> Result<LeasePage, Error> {
@@ -124,18 +161,18 @@ impl Node {
         let published = lane.published();
         let now_ms = published.time_ms(&self.inner.stage.clock);
         let page = match words.id {
-            Some(id) => one(&published, id, now_ms),
+            Some(id) => one(&published, id, words.keys_after.as_deref(), now_ms),
             None => some(&published, words.after, words.limit, now_ms),
         };
         page.map_err(|fault| self.noticed(fault.into()))
     }
 }
 
-fn one(published: &Published, id: u64, now_ms: u64) -> Result<LeasePage, Fault> {
+fn one(published: &Published, id: u64, keys_after: Option<&[u8]>, now_ms: u64) -> Result<LeasePage, Fault> {
     let Some(lease) = lease::find_in(&*published.view, id)? else { return Ok(LeasePage::default()) };
     let mut info = info(published, id, &lease, now_ms);
     let mut bytes = 0;
-    for key in lease::attached_in(&*published.view, id, KEYS_SHOWN_MAX + 1)? {
+    for key in lease::attached_in(&*published.view, id, keys_after, KEYS_SHOWN_MAX + 1)? {
         bytes += key.len();
         if info.keys.len() == KEYS_SHOWN_MAX || bytes > KEY_BYTES_SHOWN_MAX {
             info.more_keys = true;

@@ -366,7 +366,7 @@ impl Host {
         let mut lines = Vec::new();
         for id in lease::ids_after(&*self.rows, 0, usize::MAX)? {
             let Some(lease) = lease::find_in(&*self.rows, id)? else { continue };
-            let keys = lease::attached_in(&*self.rows, id, usize::MAX)?;
+            let keys = lease::attached_in(&*self.rows, id, None, usize::MAX)?;
             let remaining_ms = lease.end_ms(self.head.term_began.0).saturating_sub(self.now_ms);
             lines.push(LeaseLine { id, lease, remaining_ms, keys });
         }

@@ -9,7 +9,7 @@ use super::process::run_with;
 use super::server::Server;
 
 /// Requests in order: each finds what those before left. Keys and values are in base64.
-const REQUESTS: [(&str, &str); 34] = [
+const REQUESTS: [(&str, &str); 53] = [
     ("/v3/kv/put", r#"{"key": "YQ==", "value": "MQ=="}"#),
     ("/v3/kv/put", r#"{"key": "YQ==", "value": "Mg==", "prev_kv": true}"#),
     ("/v3/kv/put", r#"{"key": "YQ==", "prevKv": true, "ignoreValue": true}"#),
@@ -56,6 +56,26 @@ const REQUESTS: [(&str, &str); 34] = [
     ("/v3/auth/enable", "{}"),
     ("/v3/maintenance/alarm", "{}"),
     ("/v3/no/such/path", "{}"),
+    // Locks and elections refuse without etcd's codes.
+    ("/v3/lock/lock", r#"{"name": "bQ==", "lease": "4711"}"#),
+    ("/v3/lock/unlock", r#"{"key": ""}"#),
+    ("/v3/election/campaign", r#"{"name": "bQ==", "lease": "4711", "value": "MQ=="}"#),
+    ("/v3/election/proclaim", r#"{"leader": {"name": "bQ==", "key": "", "lease": "4711"}, "value": "MQ=="}"#),
+    ("/v3/election/proclaim", r#"{"leader": {"name": "bQ==", "key": "YQ==", "rev": "1"}, "value": "MQ=="}"#),
+    ("/v3/election/resign", r#"{"leader": {"name": "bQ==", "key": ""}}"#),
+    ("/v3/election/resign", "{}"),
+    ("/v3/election/leader", r#"{"name": "bQ=="}"#),
+    ("/v3/maintenance/hashkv", r#"{"revision": "-1"}"#),
+    ("/v3/maintenance/hashkv", r#"{"revision": "1"}"#),
+    ("/v3/maintenance/hashkv", r#"{"revision": "4"}"#),
+    ("/v3/maintenance/hashkv", r#"{"revision": "100000"}"#),
+    ("/v3/maintenance/hashkv", "{}"),
+    ("/v3/cluster/member/add", "{}"),
+    ("/v3/cluster/member/add", r#"{"peerURLs": ["nonsense"]}"#),
+    ("/v3/cluster/member/add", r#"{"peerURLs": ["http://a"]}"#),
+    ("/v3/cluster/member/add", r#"{"peerURLs": ["http://a:1", "http://a:1/x"]}"#),
+    ("/v3/cluster/member/add", r#"{"peerURLs": ["http://a:b"]}"#),
+    ("/v3/cluster/member/update", r#"{"ID": "1", "peerURLs": ["nonsense"]}"#),
 ];
 
 /// How both begin to tell of what is no JSON or no base64: the rest is each parser's own way of putting it.
@@ -83,7 +103,7 @@ fn hide_ids(value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                match ["cluster_id", "member_id", "raft_term"].contains(&name.as_str()) {
+                match ["cluster_id", "member_id", "raft_term", "hash"].contains(&name.as_str()) {
                     true => *value = Value::from("figure"),
                     false => hide_ids(value),
                 }
@@ -122,8 +142,18 @@ pub fn a_watch(server: &Server) {
 }
 
 /// The pages beside the API.
-pub fn pages(server: &Server) -> [String; 2] {
-    ["version", "health"].map(|page| {
+pub fn pages(server: &Server) -> [String; 8] {
+    let pages = [
+        "version",
+        "health",
+        "livez",
+        "livez/serializable_read?verbose",
+        "readyz",
+        "readyz?exclude=serializable_read",
+        "readyz/linearizable_read?verbose=",
+        "readyz/nosuch",
+    ];
+    pages.map(|page| {
         let mut command = Command::new("curl");
         let url = format!("http://{}/{page}", server.address);
         run_with(command.args(["--silent", "--max-time", "30", &url]), b"").ok().to_owned()

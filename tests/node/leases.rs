@@ -6,6 +6,8 @@ use futures_util::future::join_all;
 use statehouse::error::Error;
 use statehouse::id::Index;
 use statehouse::node::Node;
+use statehouse_kv::Call;
+use statehouse_kv::messages::PutRequest;
 
 use super::guests::*;
 
@@ -129,5 +131,26 @@ async fn leases_that_end_together_do_so_soon_and_commands_get_in_between() {
     // None of those that live was ended by mistake.
     let ttls_ms = node.renew_leases("kv", &leases).await.unwrap();
     assert!(ttls_ms.iter().all(|&ttl_ms| ttl_ms == 600_000));
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_keys_of_a_lease_are_told_however_many_there_are() {
+    let (_directory, node) = node_with_kv().await;
+    let lease = grant_many(&node, 1, 600_000).await[0];
+    let put = |number: usize| PutRequest {
+        key: format!("key/{number:04}").into(),
+        lease: lease as i64,
+        ..PutRequest::default()
+    };
+    let puts = join_all((0..2_345).map(|number| node.apply("kv", put(number).to_envelope().into()))).await;
+    assert!(puts.iter().all(Result::is_ok));
+    let shown = node.lease("kv", lease).await.unwrap();
+    assert_eq!((shown.keys.len(), shown.more_keys), (1_000, true));
+    let whole = node.lease_with_all_keys("kv", lease).await.unwrap();
+    let expected: Vec<String> = (0..2_345).map(|number| format!("key/{number:04}")).collect();
+    assert_eq!(whole.keys, expected);
+    assert!(!whole.more_keys);
+    assert!(matches!(node.lease_with_all_keys("kv", lease + 1).await, Err(Error::NotFound(_))));
     node.shutdown().await;
 }

@@ -18,8 +18,12 @@ pub struct ClusterService(pub(super) Arc<Front>);
 impl Cluster for ClusterService {
     async fn member_add(
         &self,
-        _: Request<pb::MemberAddRequest>,
+        request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        let urls = &request.get_ref().peer_ur_ls;
+        if urls.is_empty() || !urls.iter().all(|url| is_peer_url(url)) {
+            return Err(status::MEMBER_BAD_URLS.into());
+        }
         Err(Status::unimplemented(status::ours(
             "a node becomes a member by itself: start it with `statehouse serve --join ADDRESS`",
         )))
@@ -80,6 +84,26 @@ impl Front {
     }
 }
 
+/// Whether etcd would take this for where a member listens: a socket's path, or a host and a port and nothing
+/// behind them.
+fn is_peer_url(url: &str) -> bool {
+    let Some((scheme, rest)) = url.trim().split_once("://") else { return false };
+    match &*scheme.to_ascii_lowercase() {
+        "unix" | "unixs" => true,
+        "http" | "https" => {
+            let authority = rest.split(['?', '#']).next().unwrap_or_default();
+            let address = authority.rsplit_once('@').map_or(authority, |(_, address)| address);
+            let Some((host, port)) = address.rsplit_once(':') else { return false };
+            let host_is_good = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+                Some(host) => !host.contains(['[', ']', '/']),
+                None => host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)),
+            };
+            host_is_good && port.bytes().all(|byte| byte.is_ascii_digit())
+        }
+        _ => false,
+    }
+}
+
 fn as_etcd_has_it(member: MemberInfo) -> pb::Member {
     let urls = |address: String| match address.is_empty() {
         true => Vec::new(),
@@ -91,5 +115,24 @@ fn as_etcd_has_it(member: MemberInfo) -> pb::Member {
         peer_ur_ls: urls(member.peer_address),
         client_ur_ls: urls(member.etcd_address),
         is_learner: !member.voter,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_listens_at_a_host_and_a_port_or_at_the_path_of_a_socket() {
+        for good in
+            ["http://a:1", "https://10.0.0.1:2380", "HTTP://a.b-c:2380", "http://[::1]:1", "unix://a:1"]
+        {
+            assert!(is_peer_url(good), "{good}");
+        }
+        for bad in
+            ["", "a:1", "http://", "http://a", "http://a:1/x", "http://a:b", "http://::1:1", "ftp://a:1"]
+        {
+            assert!(!is_peer_url(bad), "{bad}");
+        }
     }
 }

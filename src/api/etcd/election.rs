@@ -10,9 +10,8 @@ use statehouse_kv::messages::{
 };
 use tonic::{Request, Response, Status};
 
-use super::store::{Store, Turn, created_at, prefix, step};
-use super::{Front, status};
-use crate::error::Error;
+use super::Front;
+use super::store::{Store, Turn, created_at, prefix, said, step};
 use crate::id::Revision;
 use crate::node::request::{KeySpan, WatchSpec, Watched};
 use crate::node::watches::Watch;
@@ -154,17 +153,17 @@ impl Observer {
     /// Waits until something has happened to the keys after a revision.
     async fn wait(&mut self, seen: i64) -> Result<(), Status> {
         let seen = Revision(seen.unsigned_abs());
-        let said = |why: Error| status::of(&why);
         let mut watch = match self.watch.take() {
             Some(watch) => watch,
             None => {
-                let spec = WatchSpec::of(KeySpan::prefix(self.prefix.clone()).map_err(said)?);
+                let spec = WatchSpec::of(KeySpan::prefix(self.prefix.clone()).map_err(|why| said(&why))?);
                 let spec = WatchSpec { from: Some(seen.next()), ..spec };
-                self.store.0.node().watch(&self.store.0.machine, spec).await.map_err(said)?
+                let front = &self.store.0;
+                front.node().watch(&front.machine, spec).await.map_err(|why| said(&why))?
             }
         };
         loop {
-            match watch.next().await.map_err(said)? {
+            match watch.next().await.map_err(|why| said(&why))? {
                 Watched::Events(events) if events.revision > seen => break,
                 Watched::Events(_) | Watched::Progress(_) => {}
             }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use futures_util::StreamExt;
@@ -38,11 +38,21 @@ use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Code, Status, Streaming};
 
 use self::convert::{DynamicCodec, Messages, to_json};
+use self::health::Check;
 
 /// The longest JSON of one request: one of etcd's 2 MiB, in base64, and as much again.
 const REQUEST_BYTES_MAX: usize = 6 << 20;
 /// What the gateway of etcd puts before the names of a call's metadata.
 const METADATA_PREFIX: &str = "grpc-metadata-";
+/// What a probe asks for, and what is checked then.
+const PROBES: [(&str, &[Check]); 5] = [
+    // Whether the process should be left running: to start it again makes no read succeed.
+    ("/livez", &[]),
+    ("/livez/serializable_read", &[Check::SerializableRead]),
+    ("/readyz", &[Check::SerializableRead, Check::LinearizableRead]),
+    ("/readyz/serializable_read", &[Check::SerializableRead]),
+    ("/readyz/linearizable_read", &[Check::LinearizableRead]),
+];
 /// What browsers are told that they may send, from anywhere, as etcd does unless it is told otherwise.
 const CORS: [(&str, &str); 3] = [
     ("access-control-allow-methods", "POST, GET, OPTIONS, PUT, DELETE"),
@@ -59,18 +69,16 @@ pub fn routes(grpc: Router) -> Router {
         let gateway = gateway.clone();
         router = router.route(path, any(move |request| async move { gateway.serve(request).await }));
     }
-    let (for_health, for_ready) = (gateway.clone(), gateway.clone());
+    for (path, checks) in PROBES {
+        let gateway = gateway.clone();
+        let serve = get(move |uri: Uri| async move { health::checks(&gateway.grpc, checks, uri).await });
+        router = router.route(path, serve.fallback(not_allowed));
+    }
     router
         .route("/version", get(health::version).fallback(not_allowed))
         .route(
             "/health",
-            get(move |request| async move { health::health(&for_health.grpc, request).await })
-                .fallback(not_allowed),
-        )
-        .route("/livez", get(health::alive).fallback(not_allowed))
-        .route(
-            "/readyz",
-            get(move |request| async move { health::ready(&for_ready.grpc, request).await })
+            get(move |uri: Uri| async move { health::health(&gateway.grpc, uri).await })
                 .fallback(not_allowed),
         )
         .fallback(unknown)

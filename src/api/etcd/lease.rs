@@ -97,7 +97,11 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
-        let found = self.0.node().lease(&self.0.machine, id as u64).await;
+        let (node, machine) = (self.0.node(), &self.0.machine);
+        let found = match keys {
+            true => node.lease_with_all_keys(machine, id as u64).await,
+            false => node.lease(machine, id as u64).await,
+        };
         let header = self.0.header().await?;
         let answer = match found {
             Ok(lease) => LeaseTimeToLiveResponse {

@@ -15,6 +15,11 @@ use crate::proto::etcd::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcd::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::proto::etcd::etcdserverpb::maintenance_server::Maintenance;
 
+/// What hashes begin with, so that nothing has one that is not 0.
+const HASHED_FIRST: &[u8] = b"keys";
+/// What `HashKV` says of a store that was never compacted.
+const NEVER_COMPACTED: i64 = -1;
+
 /// The service.
 pub struct MaintenanceService(pub(super) Arc<Front>);
 
@@ -71,17 +76,22 @@ impl Maintenance for MaintenanceService {
         Ok(Response::new(pb::HashResponse { header, hash }))
     }
 
+    /// etcd has a hash of what there was before the first revision, too: of nothing.
     async fn hash_kv(
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        let (hash_revision, hash) = self.0.hash_at(request.get_ref().revision).await?;
+        let (hash_revision, hash) = match request.get_ref().revision {
+            before_all if before_all < 0 => (before_all, crc32fast::hash(HASHED_FIRST)),
+            asked => self.0.hash_at(asked).await?,
+        };
         let state = self.0.state().await?;
         let revision = state.header.unwrap_or_default().revision;
+        let compacted = state.compact_revision;
         Ok(Response::new(pb::HashKvResponse {
             header: Some(self.0.header_at(revision)),
             hash,
-            compact_revision: state.compact_revision,
+            compact_revision: if compacted == 0 { NEVER_COMPACTED } else { compacted },
             hash_revision,
         }))
     }
@@ -131,6 +141,7 @@ impl Front {
     async fn hash_at(&self, revision: i64) -> Result<(i64, u32), Status> {
         let mut pages = Pages::of_all(self, revision).await?;
         let mut hash = crc32fast::Hasher::new();
+        hash.update(HASHED_FIRST);
         while let Some(page) = pages.next().await? {
             for pair in page.kvs {
                 hash.update(&prost::Message::encode_to_vec(&pair));

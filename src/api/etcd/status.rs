@@ -36,6 +36,7 @@ pub const LEASE_NOT_FOUND: Said = Said(Code::NotFound, "etcdserver: requested le
 pub const LEASE_EXISTS: Said = Said(Code::FailedPrecondition, "etcdserver: lease already exists");
 pub const TTL_TOO_LARGE: Said = Said(Code::OutOfRange, "etcdserver: too large lease TTL");
 pub const MEMBER_NOT_FOUND: Said = Said(Code::NotFound, "etcdserver: member not found");
+pub const MEMBER_BAD_URLS: Said = Said(Code::InvalidArgument, "etcdserver: given member URLs are invalid");
 pub const MEMBER_NOT_LEARNER: Said =
     Said(Code::FailedPrecondition, "etcdserver: can only promote a learner member");
 pub const ROOT_USER_NOT_THERE: Said = Said(Code::FailedPrecondition, "etcdserver: root user does not exist");
@@ -79,6 +80,21 @@ pub fn of(error: &Error) -> Status {
 pub fn refused(refusal: &Refusal) -> Status {
     let code = i32::try_from(refusal.code).map_or(Code::Unknown, Code::from_i32);
     Status::new(code, refusal.message.clone())
+}
+
+/// What the services for locks and elections say of an error. etcd's own use a client inside the server,
+/// whose errors they pass on without their codes: what is refused is `Unknown` there. What a client may try
+/// again stays what it is.
+pub fn of_client_inside(status: Status) -> Status {
+    match status.code() {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::ResourceExhausted => Status::unknown(status.message()),
+        _ => status,
+    }
 }
 
 /// Words of ours, told apart from etcd's.

@@ -16,12 +16,19 @@ use statehouse_kv::{Call, Kind};
 use tonic::Status;
 
 use super::lease::lifetime_ms;
+use super::raw::Answer;
 use super::{Front, odd, status};
+use crate::error::Error;
 use crate::id::Revision;
 use crate::node::request::{KeySpan, Selection, WatchSpec, Watched};
 
 /// The lifetime of a lease that is granted to who brings none, in seconds: that of etcd's sessions.
 const SESSION_S: u64 = 60;
+
+/// What these services say of an error.
+pub fn said(why: &Error) -> Status {
+    status::of_client_inside(status::of(why))
+}
 
 /// A place in the queue for a name.
 pub struct Turn {
@@ -74,25 +81,30 @@ impl Store {
             return Ok(brought);
         }
         let granted = self.0.node().grant_lease(&self.0.machine, lifetime_ms(SESSION_S), 0).await;
-        granted.map(|id| id as i64).map_err(|why| status::of(&why))
+        granted.map(|id| id as i64).map_err(|why| said(&why))
+    }
+
+    async fn answer(&self, kind: Kind, request: &[u8]) -> Result<Answer, Status> {
+        self.0.answer(kind, request).await.map_err(status::of_client_inside)
     }
 
     /// Does a transaction. Its answer has a full header.
     pub async fn txn(&self, txn: &TxnRequest) -> Result<TxnResponse, Status> {
-        let answer = self.0.answer(Kind::Txn, &txn.encode_to_vec()).await?;
+        let answer = self.answer(Kind::Txn, &txn.encode_to_vec()).await?;
         TxnResponse::decode(&*answer.into_bytes()).map_err(|why| odd(&why))
     }
 
     /// Reads keys, with everything that was acknowledged.
     pub async fn range(&self, range: &RangeRequest) -> Result<RangeResponse, Status> {
-        let answer = self.0.answer(Kind::Range, &range.encode_to_vec()).await?;
+        let answer = self.answer(Kind::Range, &range.encode_to_vec()).await?;
         RangeResponse::decode(&*answer.into_bytes()).map_err(|why| odd(&why))
     }
 
     /// Deletes a key: the header of the answer.
     pub async fn delete(&self, key: &[u8]) -> Result<Option<ResponseHeader>, Status> {
         let request = DeleteRangeRequest { key: key.to_vec(), ..DeleteRangeRequest::default() };
-        let answer = self.0.apply(Kind::DeleteRange, &request.encode_to_vec()).await?;
+        let answer = self.0.apply(Kind::DeleteRange, &request.encode_to_vec()).await;
+        let answer = answer.map_err(status::of_client_inside)?;
         let deleted = DeleteRangeRequest::answer(&answer).map_err(|why| odd(&why))?;
         Ok(deleted.header.map(|header| self.0.header_at(header.revision)))
     }
@@ -149,14 +161,13 @@ impl Store {
 
     /// Waits until a key that was there at a revision is deleted.
     async fn wait_deleted(&self, key: Vec<u8>, revision: i64) -> Result<(), Status> {
-        let said = |why: crate::error::Error| status::of(&why);
-        let span = KeySpan::key(key).map_err(said)?;
-        let selection = Selection::new(span, false, true).map_err(said)?;
+        let span = KeySpan::key(key).map_err(|why| said(&why))?;
+        let selection = Selection::new(span, false, true).map_err(|why| said(&why))?;
         let from = Some(Revision(revision.unsigned_abs() + 1));
         let spec = WatchSpec { selection, from, progress: false, previous: false };
-        let mut watch = self.0.node().watch(&self.0.machine, spec).await.map_err(said)?;
+        let mut watch = self.0.node().watch(&self.0.machine, spec).await.map_err(|why| said(&why))?;
         loop {
-            if let Watched::Events(_) = watch.next().await.map_err(said)? {
+            if let Watched::Events(_) = watch.next().await.map_err(|why| said(&why))? {
                 return Ok(());
             }
         }

@@ -227,7 +227,7 @@ impl Machine {
         assert_eq!(self.head.leases.live, ids.len() as u64);
         let mut attached = BTreeMap::new();
         for id in &ids {
-            for key in lease::attached_in(&self.rows, *id, usize::MAX).unwrap() {
+            for key in lease::attached_in(&self.rows, *id, None, usize::MAX).unwrap() {
                 assert!(attached.insert(key[0] - b'a', *id).is_none(), "a key is attached twice");
             }
             let due = lease::due(&self.rows, self.model.end_ms(*id).unwrap(), usize::MAX).unwrap();

@@ -91,6 +91,9 @@ pub struct LeasesWords {
     /// At most so many; 0: a page.
     #[prost(uint32, tag = "4")]
     pub limit: u32,
+    /// Of the one that is asked for by its id, the keys after this one; none: the first.
+    #[prost(bytes = "bytes", optional, tag = "5")]
+    pub keys_after: Option<Bytes>,
 }
 
 /// See [`Question::Compare`].

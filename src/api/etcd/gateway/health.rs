@@ -3,11 +3,11 @@
 //! Healthy is a node that answers a read, by the same way as its clients' reads go: nothing is kept here, and
 //! nothing is assumed.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use statehouse_kv::messages::RangeRequest;
@@ -20,6 +20,30 @@ use crate::proto::etcd::etcdserverpb::raw::kv_client::KvClient;
 /// How long etcd gives the read.
 const READ_TIMEOUT: Duration = Duration::from_secs(7);
 
+/// Something that a node must do, and that can be asked for by its name, which is etcd's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// It answers with what it has. A replica that parted from the others does not.
+    SerializableRead,
+    /// It answers with everything that was acknowledged.
+    LinearizableRead,
+}
+
+impl Check {
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Check::SerializableRead => "serializable_read",
+            Check::LinearizableRead => "linearizable_read",
+        }
+    }
+
+    /// What is wrong, if something is.
+    async fn run(self, grpc: &Router) -> Result<(), Status> {
+        read(grpc, self == Check::SerializableRead).await
+    }
+}
+
 /// The versions that clients adapt to.
 pub async fn version() -> Response {
     // In etcd's order: some tools compare text.
@@ -30,9 +54,9 @@ pub async fn version() -> Response {
 }
 
 /// Whether this node serves reads: its cluster's, or with `?serializable=true` its own.
-pub async fn health(grpc: &Router, request: Request) -> Response {
-    let read = read(grpc, asks_for_own(&request)).await;
-    let (status, health, reason) = match read {
+pub async fn health(grpc: &Router, uri: Uri) -> Response {
+    let own = parameters(&uri).any(|part| part == ("serializable", "true"));
+    let (status, health, reason) = match read(grpc, own).await {
         Ok(()) => (StatusCode::OK, "true", String::new()),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "false", format!("RANGE ERROR:{}", why.message())),
     };
@@ -41,24 +65,35 @@ pub async fn health(grpc: &Router, request: Request) -> Response {
     with_cors((status, body).into_response())
 }
 
-/// Whether the process answers at all.
-pub async fn alive() -> Response {
-    with_cors("ok\n".into_response())
-}
-
-/// Whether clients may be sent here.
-pub async fn ready(grpc: &Router, _: Request) -> Response {
-    match read(grpc, false).await {
-        Ok(()) => with_cors("ok\n".into_response()),
-        Err(why) => {
-            let text = format!("[-]linearizable_read failed: {}\n", why.message());
-            with_cors((StatusCode::SERVICE_UNAVAILABLE, text).into_response())
-        }
+/// Runs checks, but for those that the request excludes: which of them failed and why, or `ok`; with
+/// `?verbose` also which did not.
+pub async fn checks(grpc: &Router, checks: &[Check], uri: Uri) -> Response {
+    let is_excluded = |check: &&Check| parameters(&uri).any(|part| part == ("exclude", check.name()));
+    let (mut told, mut failed) = (String::new(), false);
+    for check in checks.iter().filter(|check| !is_excluded(check)) {
+        let name = check.name();
+        // Writing to a string cannot fail.
+        let _ = match check.run(grpc).await {
+            Ok(()) => writeln!(told, "[+]{name} ok"),
+            Err(why) => {
+                failed = true;
+                writeln!(told, "[-]{name} failed: {}", why.message())
+            }
+        };
     }
+    if failed {
+        // In etcd's way: with an empty line at the end.
+        return with_cors((StatusCode::SERVICE_UNAVAILABLE, format!("{told}\n")).into_response());
+    }
+    let is_verbose = parameters(&uri).any(|(name, _)| name == "verbose");
+    let text = if is_verbose { format!("{told}ok\n") } else { "ok\n".to_owned() };
+    with_cors(text.into_response())
 }
 
-fn asks_for_own(request: &Request) -> bool {
-    request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "serializable=true"))
+/// The parameters of a request. Nothing that is asked for here has a character to be escaped.
+fn parameters(uri: &Uri) -> impl Iterator<Item = (&str, &str)> {
+    let parts = uri.query().unwrap_or_default().split('&');
+    parts.map(|part| part.split_once('=').unwrap_or((part, "")))
 }
 
 async fn read(grpc: &Router, serializable: bool) -> Result<(), Status> {

@@ -241,7 +241,16 @@ async fn metadata_browsers_probes_and_grpc_get_what_is_theirs() {
     // There is no service of keys here to read from.
     let (status, body) = ask("GET", "/health", "").await;
     assert!(status == 503 && body.starts_with(r#"{"health":"false","reason":"RANGE ERROR:"#), "{body}");
-    assert_eq!(ask("GET", "/readyz", "").await.0, 503);
+    let (status, body) = ask("GET", "/readyz", "").await;
+    assert_eq!(status, 503);
+    assert!(body.starts_with("[-]serializable_read failed: "), "{body}");
+    assert!(body.contains("\n[-]linearizable_read failed: ") && body.ends_with("\n\n"), "{body}");
+    let (_, body) = ask("GET", "/readyz?exclude=serializable_read", "").await;
+    assert!(body.starts_with("[-]linearizable_read failed: "), "{body}");
+    let excluded = "/readyz?verbose&exclude=serializable_read&exclude=linearizable_read&exclude=unknown";
+    assert_eq!(ask("GET", excluded, "").await, said(200, "ok\n"));
+    assert_eq!(ask("GET", "/readyz/linearizable_read", "").await.0, 503);
+    assert_eq!(ask("GET", "/livez/serializable_read", "").await.0, 503);
     assert_eq!(ask("GET", "/livez", "").await, said(200, "ok\n"));
     let granted = LeaseClient::new(router()).lease_grant(LeaseGrantRequest { ttl: 1, id: 9 }).await.unwrap();
     assert_eq!(granted.into_inner().id, 9, "gRPC goes by as before");
