@@ -6,6 +6,8 @@ mod checked;
 mod etcd;
 #[path = "cli/faults.rs"]
 mod faults;
+#[path = "cli/gallery.rs"]
+mod gallery;
 #[path = "cli/grpc.rs"]
 mod grpc;
 #[path = "cli/hinted.rs"]

@@ -32,11 +32,13 @@
 //! # Layout
 //! - [`component`]: a file's bytes, inspected, compiled and loaded
 //! - [`host`]: the machine; `journal`: what a resident one is made again from
+//! - [`script`]: the lines of a script, with what a machine is to say
 //! - [`check`]: the determinism certificate
 
 pub mod check;
 pub mod component;
 pub mod host;
+pub mod script;
 
 mod journal;
 

@@ -32,7 +32,7 @@ async fn a_client_goes_to_the_leader_that_answers_name_and_back_when_it_is_gone(
         nodes.push(Node::start(command.args(["--http", "127.0.0.1:0"])));
     }
     nodes[0].run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
-    wait_for_replicas(&nodes[0]);
+    wait_for_replicas(&nodes[0], "kv");
     // Refused as long as the node has not caught up.
     let begun = Instant::now();
     while nodes[0].run(["member", "transfer-leader", "--machine", "kv", "--to", "n1"]).code != 0 {

@@ -34,7 +34,7 @@ pub fn serve(root: &Path, number: usize, ports: &[Ports]) -> Command {
 }
 
 /// Starts nodes at the same time: none is ready before a majority is there.
-fn start(root: &Path, numbers: impl IntoIterator<Item = usize>, ports: &[Ports]) -> Vec<Node> {
+pub fn start(root: &Path, numbers: impl IntoIterator<Item = usize>, ports: &[Ports]) -> Vec<Node> {
     let numbers: Vec<usize> = numbers.into_iter().collect();
     std::thread::scope(|scope| {
         let starting: Vec<_> = numbers
@@ -46,11 +46,12 @@ fn start(root: &Path, numbers: impl IntoIterator<Item = usize>, ports: &[Ports])
 }
 
 /// Waits until a machine has a replica on each of three nodes.
-pub fn wait_for_replicas(node: &Node) {
+pub fn wait_for_replicas(node: &Node, machine: &str) {
     let begun = Instant::now();
-    let there = || node.run(["machine", "show", "kv", "--json"]).json()["replicas"].as_array().map(Vec::len);
+    let there =
+        || node.run(["machine", "show", machine, "--json"]).json()["replicas"].as_array().map(Vec::len);
     while there() != Some(3) {
-        assert!(begun.elapsed() < Duration::from_secs(30), "kv does not come to three replicas");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{machine} does not come to three replicas");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -62,7 +63,7 @@ fn a_killed_node_is_missed_by_nobody_and_a_killed_cluster_comes_back() {
     let mut nodes = start(root, 0..1, &ports);
     nodes.append(&mut start(root, 1..3, &ports));
     nodes[2].run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
-    wait_for_replicas(&nodes[0]);
+    wait_for_replicas(&nodes[0], "kv");
     nodes[1].run(["kv", "put", "a", "1"]).ok();
 
     // The one that began the cluster, and leads the catalog.

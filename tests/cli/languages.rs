@@ -76,11 +76,16 @@ fn build(project: &Path) -> String {
     component.display().to_string()
 }
 
+/// The component of a new counter, whose project is made in `parent`.
+pub fn built(parent: &Path, language: &str, world: &str) -> String {
+    assert!(new(parent, language, world).ok().contains("tally/README.md"));
+    build(&parent.join("tally"))
+}
+
 fn the_counter_answers(language: &str) {
     for world in ["stored", "resident"] {
         let directory = directory();
-        assert!(new(directory.path(), language, world).ok().contains("tally/README.md"));
-        let component = build(&directory.path().join("tally"));
+        let component = built(directory.path(), language, world);
         let settings = directory.path().join("settings.toml");
         // Tests share their computer with each other: what a component takes is not measured here.
         std::fs::write(&settings, "[guests]\ncompile_seconds_max = 600\n").expect("writable");

@@ -86,7 +86,7 @@ fn start(root: &std::path::Path, ports: &[Ports], otlp: Option<&str>) -> Vec<Nod
         nodes.push(Node::start(&mut command));
     }
     nodes[0].run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
-    wait_for_replicas(&nodes[0]);
+    wait_for_replicas(&nodes[0], "kv");
     nodes
 }
 

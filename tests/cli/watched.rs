@@ -238,7 +238,7 @@ async fn a_client_watches_on_at_another_node_when_its_own_is_killed_and_misses_n
     let addresses: Vec<String> = nodes.iter().flatten().map(|node| node.client.clone()).collect();
     let first = nodes[0].as_ref().unwrap();
     first.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "120"]).ok();
-    wait_for_replicas(first);
+    wait_for_replicas(first, "kv");
     let client = Client::connect(&addresses).await.unwrap();
     let watch = client.watch("kv", WatchSpec::of(KeySpan::key("k").unwrap())).await.unwrap();
     let watching = tokio::spawn(follow_to(watch, WRITES));

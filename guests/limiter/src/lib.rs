@@ -143,6 +143,11 @@ mod tests {
     const TAKE: &[u8] = br#"{"take": {"bucket": "mail"}}"#;
 
     #[test]
+    fn the_scenario_comes_out_as_told() {
+        TestHost::stored::<Limiter>(b"").unwrap().play(include_str!("../scenario.txt"));
+    }
+
+    #[test]
     fn a_bucket_gives_what_it_has_and_fills_with_time() {
         let mut host = limiter();
         for left in [2, 1, 0] {

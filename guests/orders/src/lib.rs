@@ -190,6 +190,11 @@ mod tests {
     }
 
     #[test]
+    fn the_scenario_comes_out_as_told() {
+        TestHost::stored::<Book>(b"").unwrap().play(include_str!("../scenario.txt"));
+    }
+
+    #[test]
     fn the_best_price_trades_first_and_of_equal_prices_the_oldest() {
         let mut host = book();
         let placed = told(&mut host, r#"{"buy": {"price": 101, "quantity": 9}}"#);

@@ -199,6 +199,11 @@ mod tests {
     }
 
     #[test]
+    fn the_scenario_comes_out_as_told() {
+        TestHost::stored::<Queue>(b"").unwrap().play(include_str!("../scenario.txt"));
+    }
+
+    #[test]
     fn a_job_that_nobody_completes_comes_back_and_its_receipt_is_worth_nothing() {
         let mut host = queue();
         assert_eq!(told(&mut host, TAKE), r#"{"job":1,"receipt":1,"attempts":1,"body":"a"}"#);

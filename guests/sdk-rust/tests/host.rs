@@ -192,3 +192,42 @@ fn the_key_behind_a_prefix_is_the_first_that_does_not_have_it() {
     assert_eq!(after_prefix(b"\xff"), None);
     assert_eq!(after_prefix(b""), None);
 }
+
+#[test]
+fn a_script_is_played_up_to_the_first_line_that_does_not_come_out() {
+    let play = |script: &str| {
+        let mut host = TestHost::stored::<Script>(b"").unwrap();
+        let played = catch_unwind(AssertUnwindSafe(|| host.play(script)));
+        played.map_err(|why| why.downcast_ref::<String>().expect("a message").clone())
+    };
+    let good = "
+        # All words.
+        apply --hex 6561
+        = 32
+        !apply r
+        !7 apply r
+        = refused with code 7: as asked
+        grant 10s
+        = 1
+        apply lkey
+        advance 100ms
+        revoke 1
+        events
+        = 2 put a value
+        events 3";
+    assert_eq!(play(good), Ok(()));
+    for (script, parts) in [
+        ("apply sa\n= b", ["line 2", "it said \"2\""]),
+        ("apply sa\n= 2\n= b", ["line 3", "nothing more"]),
+        ("!8 apply r", ["line 1", "as asked"]),
+        ("!apply sa", ["line 1", "to be refused"]),
+        ("apply --hex 0", ["line 1", "hexadecimal"]),
+        ("advance 10", ["line 1", "10s"]),
+        ("revoke 3", ["line 1", "no such lease"]),
+        ("leases", ["line 1", "not understood"]),
+        ("= a", ["line 1", "no line comes before"]),
+    ] {
+        let why = play(script).unwrap_err();
+        assert!(parts.iter().all(|part| why.contains(part)), "{script:?}: {why}");
+    }
+}

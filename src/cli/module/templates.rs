@@ -77,6 +77,7 @@ const RUST: &[File] = files! {
     "statehouse-guest/src/table.rs" <- "sdk-rust/src/table.rs",
     "statehouse-guest/src/testing/mod.rs" <- "sdk-rust/src/testing/mod.rs",
     "statehouse-guest/src/testing/guest.rs" <- "sdk-rust/src/testing/guest.rs",
+    "statehouse-guest/src/testing/script.rs" <- "sdk-rust/src/testing/script.rs",
     "statehouse-guest/src/testing/simulated.rs" <- "sdk-rust/src/testing/simulated.rs",
 };
 const RUST_STORED: &[File] = files! {

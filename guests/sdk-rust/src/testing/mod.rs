@@ -6,11 +6,13 @@
 //! refuses changes nothing.
 
 mod guest;
+mod script;
 mod simulated;
 
 use self::guest::{Guest, Input, ResidentGuest, StoredGuest};
 pub use self::simulated::Event;
 use self::simulated::{Simulated, State, check};
+use crate::host::EventKind;
 use crate::machine::{Answer, LeaseEnd, Refusal, Resident, Stored, Upgrade};
 use crate::{Change, View};
 
