@@ -3,20 +3,25 @@
 #
 #   guests/build.sh           builds all, and writes NAME/NAME.component.wasm beside each source
 #   guests/build.sh kv        builds one
+#   guests/build.sh bad       builds those in bad/, which `module check` is to catch
 #   guests/build.sh DIRECTORY builds a crate of your own into its target/, ready to be uploaded
 #   guests/build.sh --check   rebuilds elsewhere and compares with what is committed, byte by byte; that can only be
 #                             asked of the compiler named in reference-toolchain.txt, so without it the check is skipped
 #
 # Takes the first toolchain that can: rustc in PATH with the wasm32-unknown-unknown target (added by rustup if it is not
-# there yet), else Debian's rustc-web (installed if this is root and apt has it).
+# there yet), else Debian's rustc-web (installed if this is root and apt has it). Two of the bad guests ask WASI for a
+# clock and for chance, and take the target wasm32-wasip2, which only rustup has; without it they are left out.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 called_in=$(pwd)
 cd "$here"
 target=wasm32-unknown-unknown
+wasi=wasm32-wasip2
 reference=$(cat reference-toolchain.txt)
 guests="kv counter notes limiter queue orders"
+bad="globals hash-order"
+bad_of_wasi="clock randomness"
 check=no
 own=
 
@@ -25,17 +30,24 @@ say() { printf '%s\n' "$*" >&2; }
 for argument in "$@"; do
     case $argument in
         --check) check=yes ;;
-        kv | counter | notes | limiter | queue | orders) guests=$argument ;;
+        kv | counter | notes | limiter | queue | orders) guests=$argument bad='' bad_of_wasi='' ;;
+        bad) guests='' ;;
         */*)
             own=$(cd "$called_in" && cd "$argument" && pwd) || exit 2
             [ -f "$own/Cargo.toml" ] || { say "$own has no Cargo.toml: name the directory of a crate"; exit 2; }
             ;;
-        *) say "usage: guests/build.sh [--check] [GUEST] | DIRECTORY (with a slash in it, as ./tally)"; exit 2 ;;
+        *) say "usage: guests/build.sh [--check] [GUEST | bad] | DIRECTORY (with a slash in it, as ./tally)"; exit 2 ;;
     esac
 done
 
-# Whether the compiler $1 brings the standard library for the target.
-has_target() { [ -d "$("$1" --print sysroot 2>/dev/null)/lib/rustlib/$target/lib" ]; }
+# Whether the compiler $1 brings the standard library for the target $2.
+has_target() { [ -d "$("$1" --print sysroot 2>/dev/null)/lib/rustlib/$2/lib" ]; }
+
+# The same for rustc in PATH, which rustup may be able to give it.
+gets_target() {
+    has_target rustc "$1" && return
+    command -v rustup >/dev/null && rustup target add "$1" >/dev/null 2>&1 && has_target rustc "$1"
+}
 
 # Debian's compiler has no compiled library for the target, but its source: cargo builds it along, which needs the
 # switch for unstable features. Debian's lld, or the one of a rustup toolchain, links.
@@ -58,10 +70,7 @@ find_toolchain() {
     cargo=cargo
     build_std=
     if command -v rustc >/dev/null && command -v cargo >/dev/null; then
-        has_target rustc && return
-        if command -v rustup >/dev/null && rustup target add "$target" >/dev/null 2>&1 && has_target rustc; then
-            return
-        fi
+        gets_target "$target" && return
     fi
     use_debian && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -72,6 +81,16 @@ find_toolchain() {
     fi
     say "no compiler for WebAssembly: rustup target add $target, or apt-get install rustc-web cargo-web rust-web-src lld"
     exit 1
+}
+
+# Compiles each of the crates whose names are $1 and one of $2; cargo gets the other arguments. One after the other: what
+# one asks of a crate that others use, too, must not change the bytes of theirs.
+compile() {
+    prefix=$1 names=$2
+    shift 2
+    for guest in $names; do
+        "$cargo" build --locked --release "$@" -p "$prefix$guest"
+    done
 }
 
 # Compiles the guests and turns them into components in the directory $1. Paths of this computer are taken out of them.
@@ -85,16 +104,36 @@ build() {
     done
     CARGO_ENCODED_RUSTFLAGS="$CARGO_ENCODED_RUSTFLAGS$separator--remap-path-prefix=$sysroot/lib/rustlib/src/rust=/rust"
     export CARGO_ENCODED_RUSTFLAGS
-    packages=
-    for guest in $guests; do packages="$packages -p statehouse-$guest"; done
-    # Unquoted on purpose: words, not one argument.
+    # Unquoted on purpose: words, or none.
     # shellcheck disable=SC2086
-    "$cargo" build --locked --release --target "$target" $build_std $packages
+    compile statehouse- "$guests" --target "$target" $build_std
+    # shellcheck disable=SC2086
+    compile statehouse-bad- "$bad" --target "$target" $build_std
+    compile statehouse-bad- "$bad_of_wasi" --target "$wasi"
     unset CARGO_ENCODED_RUSTFLAGS
     for guest in $guests; do
-        "$cargo" run --locked --quiet -p componentize -- \
-            "$CARGO_TARGET_DIR/$target/release/statehouse_$guest.wasm" "$1/$guest.component.wasm"
+        to_component "$guest" "$1/$guest.component.wasm"
     done
+    for guest in $bad; do
+        to_component "bad_$(echo "$guest" | tr - _)" "$1/$guest.component.wasm"
+    done
+    for guest in $bad_of_wasi; do
+        # The linker of this target makes components.
+        cp "$CARGO_TARGET_DIR/$wasi/release/statehouse_bad_$guest.wasm" "$1/$guest.component.wasm"
+    done
+}
+
+# Makes a component, in the file $2, of the core module statehouse_$1.
+to_component() {
+    "$cargo" run --locked --quiet -p componentize -- "$CARGO_TARGET_DIR/$target/release/statehouse_$1.wasm" "$2"
+}
+
+# Where the component of the guest $1 is committed.
+place() {
+    case " $guests " in
+        *" $1 "*) echo "$1/$1.component.wasm" ;;
+        *) echo "bad/$1/$1.component.wasm" ;;
+    esac
 }
 
 # Compiles the crate in the directory $1. The host turns the core module into a component when it is uploaded.
@@ -117,6 +156,10 @@ export CARGO_TARGET_DIR
 # Before anything is compiled: so that the directory of sources, which is taken out of the guests, is there.
 find_toolchain
 "$cargo" fetch --locked --quiet
+if [ -n "$bad_of_wasi" ] && { [ -n "$build_std" ] || ! gets_target "$wasi"; }; then
+    say "left out: $bad_of_wasi. They take rustup target add $wasi"
+    bad_of_wasi=
+fi
 
 if [ "$check" = yes ]; then
     version=$("${RUSTC:-rustc}" --version)
@@ -127,9 +170,9 @@ if [ "$check" = yes ]; then
     fresh=$(mktemp -d)
     trap 'rm -rf "$fresh"' EXIT
     build "$fresh"
-    for guest in $guests; do
-        if ! cmp "$fresh/$guest.component.wasm" "$guest/$guest.component.wasm"; then
-            say "$guest/$guest.component.wasm is not what its source gives: run guests/build.sh and commit it"
+    for guest in $guests $bad $bad_of_wasi; do
+        if ! cmp "$fresh/$guest.component.wasm" "$(place "$guest")"; then
+            say "$(place "$guest") is not what its source gives: run guests/build.sh and commit it"
             exit 1
         fi
     done
@@ -138,8 +181,8 @@ else
     fresh=$(mktemp -d)
     trap 'rm -rf "$fresh"' EXIT
     build "$fresh"
-    for guest in $guests; do
-        mv "$fresh/$guest.component.wasm" "$guest/$guest.component.wasm"
-        say "$guest/$guest.component.wasm: $(wc -c <"$guest/$guest.component.wasm") bytes"
+    for guest in $guests $bad $bad_of_wasi; do
+        mv "$fresh/$guest.component.wasm" "$(place "$guest")"
+        say "$(place "$guest"): $(wc -c <"$(place "$guest")") bytes"
     done
 fi

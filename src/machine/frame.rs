@@ -100,6 +100,9 @@ pub struct LogLine {
     pub message: String,
 }
 
+/// What a guest is told that would write where nothing may be written.
+pub const ONLY_APPLY_WRITES: &str = "only apply may change the state";
+
 /// What the guest was called for: it decides what it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
@@ -453,9 +456,7 @@ impl Frame {
     fn check_may_write(&self, call: &str) -> Result<(), CallError> {
         match self.purpose {
             Purpose::Apply => Ok(()),
-            purpose => {
-                Err(CallError::Limit(format!("{call} in {purpose:?}: only apply may change the state")))
-            }
+            purpose => Err(CallError::Limit(format!("{call} in {purpose:?}: {ONLY_APPLY_WRITES}"))),
         }
     }
 

@@ -200,18 +200,7 @@ impl Host {
     /// `Guest` if it traps or uses up its budget.
     pub fn query(&mut self, request: &[u8]) -> Result<Answered, Error> {
         let Head { index, revision, .. } = self.head;
-        let ending = match &mut self.behavior {
-            Behavior::Stored(_) => {
-                let seen = QueryView { index: index.0, time: self.now_ms, revision: revision.0 };
-                let frame = Frame::for_query(self.rows.clone(), seen, &self.head);
-                self.queries.query(frame, seen, request, Budget::new(QUERY_FUEL, QUERY_TIME)).1
-            }
-            Behavior::Resident(pair) => {
-                let past = Past { journal: &self.journal, rows: &self.rows };
-                pair.1.query(&past, index, self.now_ms, request).map_err(halted)?.1
-            }
-        };
-        let outcome = match ending {
+        let outcome = match self.ask(index.0, request)? {
             Ending::Answer(answer) => Ok(answer),
             Ending::Refused(refusal) => Err(refusal),
             Ending::Trapped(why) => return Err(Error::Guest(format!("the query trapped: {why}"))),
@@ -221,6 +210,21 @@ impl Host {
             Ending::Fault(fault) => return Err(fault.into()),
         };
         Ok(Answered { index, revision, outcome })
+    }
+
+    /// The same, whatever becomes of it. A stored machine is told that it stands at `index`.
+    pub(super) fn ask(&mut self, index: u64, request: &[u8]) -> Result<Ending, Error> {
+        Ok(match &mut self.behavior {
+            Behavior::Stored(_) => {
+                let seen = QueryView { index, time: self.now_ms, revision: self.head.revision.0 };
+                let frame = Frame::for_query(self.rows.clone(), seen, &self.head);
+                self.queries.query(frame, seen, request, Budget::new(QUERY_FUEL, QUERY_TIME)).1
+            }
+            Behavior::Resident(pair) => {
+                let past = Past { journal: &self.journal, rows: &self.rows };
+                pair.1.query(&past, self.head.index, self.now_ms, request).map_err(halted)?.1
+            }
+        })
     }
 
     /// Lets time pass. Leases end at their deadlines, one deadline after the other, each in a batch with the

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::process::{Done, component, program, run_with};
-use super::text;
 
 fn run(guest: &str, arguments: &[&str], script: &str) -> Done {
     let mut command = program();
@@ -90,6 +89,28 @@ fn the_first_line_that_fails_ends_a_script() {
 }
 
 #[test]
+fn a_script_says_what_the_machine_is_to_say() {
+    let script = "watch\napply a=b\n= 2 put a b\n= b\n!1 apply what\n= refused with code 1: NAME=TEXT is \
+        expected, with a name of 1 to 1000 bytes\nquery a\n= b\napply a=\n= 3 delete a\n=\n";
+    run("notes", &[], script).ok();
+    run("notes", &["--json"], script).ok();
+    for (script, parts) in [
+        ("apply a=b\n= c\n", ["line 2", "\"c\" is expected", "\"b\""]),
+        ("apply a=b\n= b\n= c\n", ["line 3", "\"c\" is expected", "nothing more"]),
+        ("watch\napply a=b\n= 2 put a b\nquery a\n", ["line 4", "said more", "\"b\""]),
+        ("watch\napply a=b\n= 2 put a b\n", ["at the end", "said more", "\"b\""]),
+        ("!2 apply what\n", ["line 1", "to be refused with code 2", "refused with code 1"]),
+        ("!1 apply a=b\n", ["line 1", "it was to fail", "done"]),
+    ] {
+        let failed = run("notes", &[], script);
+        assert_eq!(failed.code, 1, "{script:?}: {failed:?}");
+        for part in parts {
+            assert!(failed.stderr.contains(part), "{part:?} is not in {}", failed.stderr);
+        }
+    }
+}
+
+#[test]
 fn what_is_no_machine_is_told() {
     run("counter", &["--argument", "many"], "").failed(1, &["not created", "a whole number"]);
     let file = component("notes").replace("notes.component.wasm", "src/lib.rs");
@@ -103,21 +124,24 @@ fn check(guest: &str, arguments: &[&str], commands: &str) -> Done {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), commands).expect("it is written");
     let mut command = program();
-    command.args(["module", "check", &component(guest)]).args(arguments);
+    let name = guest.rsplit('/').next().expect("a name");
+    let component = format!("{}/guests/{guest}/{name}.component.wasm", env!("CARGO_MANIFEST_DIR"));
+    command.args(["module", "check", &component]).args(arguments);
     run_with(command.arg("--commands").arg(file.path()), b"")
 }
 
 #[test]
 fn a_deterministic_machine_has_a_certificate() {
-    let commands =
-        "milk=two pints\n# a comment\n{\"hex\": \"613d62\"}\n{\"grant_ms\": 500}\nnonsense\nmilk=\n";
+    let commands = "milk=two pints\n# a comment\n{\"hex\": \"613d62\"}\n{\"query\": \
+        \"milk\"}\n{\"grant_ms\": 500}\nnonsense\nmilk=\n";
     let done = check("notes", &["--count", "60", "--seed", "7"], commands);
     for part in [
         "world     stored",
         "import    statehouse:machine/store@0.1.0",
         "export    statehouse:machine/behavior@0.1.0",
         "features  ",
-        "5 given, 60 made up from seed 7",
+        "6 given, 60 made up from seed 7",
+        "queries   ",
         "ok        long batches, the same as one batch each",
         "ok        snapshots, the same as one batch each",
         "ok        failures, the same as one batch each",
@@ -150,27 +174,59 @@ fn a_certificate_over_refusals_is_worth_a_warning() {
     check("counter", &[], "{\"hex\": \"0\"}\n").failed(2, &["line 1", "hexadecimal"]);
 }
 
-#[test]
-fn a_machine_that_keeps_state_in_globals_is_caught() {
-    let items = "(global $count (mut i32) (i32.const 48))";
-    let apply = "(global.set $count (i32.add (global.get $count) (i32.const 1)))
-        (i32.store8 (i32.const 128) (global.get $count)) (call $answer (i32.const 128) (i32.const 1))";
-    let component = text::stored(&text::guest_text(items, apply, "(call $ok)"));
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(file.path(), component).expect("it is written");
-    let mut command = program();
-    let done = run_with(command.args(["module", "check", "--count", "5"]).arg(file.path()), b"");
+/// A guest whose author made a mistake: its sources are in `guests/bad`. The commands are more than enough.
+fn caught(guest: &str, commands: &str, parts: &[&str]) -> Done {
+    let done = check(&format!("bad/{guest}"), &[], commands);
     assert_eq!(done.code, 1, "{done:?}");
-    for part in
-        ["DIFFERS   long batches", "answered \"1\"", "answered \"2\"", "outside the store", "NOT determ"]
-    {
+    for part in parts.iter().chain(&["NOT deterministic", "ok        another replica"]) {
         assert!(done.text().contains(part), "{part:?} is not in {}", done.text());
     }
-    let json = run_with(program().args(["module", "check", "--json"]).arg(file.path()), b"");
+    done
+}
+
+#[test]
+fn a_stored_guest_that_counts_in_a_global_is_caught() {
+    let parts = [
+        "DIFFERS   long batches",
+        "at input 3, command \"ben\": the answer",
+        "one batch each  answered \"1\"",
+        "long batches    answered \"2\"",
+        "outside the store",
+    ];
+    caught("globals", "anna\nben\ncleo\n", &parts);
+    let json = check("bad/globals", &["--json"], "anna\nben\n");
     assert_eq!((json.code, &json.json()["deterministic"]), (1, &json!(false)));
     let of_long = &json.json()["comparisons"][1];
     assert_eq!(
         (&of_long["run"], &of_long["difference"]["found"]),
         (&json!("long batches"), &json!("answered \"2\""))
     );
+}
+
+#[test]
+fn a_guest_that_answers_in_the_order_of_a_hash_map_is_caught() {
+    let commands = "one two three four five six seven eight\n".repeat(8);
+    let done =
+        caught("hash-order", &commands, &["DIFFERS   long batches", "the answer, from byte", "a hash map's"]);
+    assert!(!done.text().contains("wasi:"), "its seed comes from nowhere: {}", done.text());
+}
+
+#[test]
+fn a_clock_is_told_and_a_time_that_is_kept_is_caught() {
+    let later = "{\"advance_ms\": 1000}\n";
+    let parts = [
+        "asks the clock: gets the log's",
+        "ok        long batches",
+        "DIFFERS   snapshots",
+        "one batch each  answered \"1000\"",
+        "from a seed or the clock",
+    ];
+    caught("clock", &format!("anna\n{later}ben\n{later}cleo\n"), &parts);
+}
+
+#[test]
+fn chance_is_told_and_a_generator_that_is_kept_is_caught() {
+    let parts =
+        ["asks for random bytes: gets a stream made of", "DIFFERS   long batches", "generator's seed"];
+    caught("randomness", &"1000000\n".repeat(8), &parts);
 }

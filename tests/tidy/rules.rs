@@ -134,12 +134,17 @@ const FOREIGN: [Foreign; 12] = [
     },
     Foreign {
         path: &["*", "SystemTime", "now"],
-        only_in: &["src/time.rs"],
+        only_in: &["src/time.rs", "guests/bad/clock/"],
         tests_may: true,
         instead: "use time::Clock",
     },
     Foreign { path: &["getrandom"], only_in: &["src/time.rs"], tests_may: true, instead: "use time::seed" },
-    Foreign { path: &["rand"], only_in: &[], tests_may: true, instead: "take a seed from time::seed" },
+    Foreign {
+        path: &["rand"],
+        only_in: &["guests/bad/randomness/"],
+        tests_may: true,
+        instead: "take a seed from time::seed",
+    },
     Foreign {
         path: &["std", "hash", "RandomState"],
         only_in: &[],

@@ -22,15 +22,15 @@ const COUNT_MAX: u64 = 100_000;
 /// come to the same in one batch or many, from snapshots, beside failures, on another replica, in other code
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Ends with 1 if there is a difference, which is told at the first input that has one, \
-        with both sides.\n\nA file of commands has one a line, as text. A line that is one of these objects \
-        is what it says:\n  {\"text\": \"...\"}  {\"hex\": \"00ff\"}  {\"advance_ms\": 10000}  \
-        {\"grant_ms\": 10000, \"id\": 7}  {\"revoke\": 7}\nWith --count, commands are made by changing those \
-        of the file; without a file, of words that the component has in\nits data. The summary tells how \
-        many were accepted: a certificate over refusals says little.\n\nExamples:\n  statehouse module check \
-        notes.component.wasm --commands examples.txt --count 5000\n  statehouse module check \
-        notes.component.wasm --commands exactly-these.txt\n  statehouse module check counter.component.wasm \
-        --seed 7 --count 2000 --json"
+    after_help = "Ends with 1 if there is a difference, which is told at the first input that has one, with \
+        both sides.\n\nA file of commands has one a line, as text. A line that is one of these objects is \
+        what it says:\n  {\"text\": \"...\"}  {\"hex\": \"00ff\"}  {\"advance_ms\": 10000}  {\"grant_ms\": \
+        10000, \"id\": 7}  {\"revoke\": 7}  {\"query\": \"...\"}  {\"query_hex\": \"00ff\"}\nWith --count, \
+        commands are made by changing those of the file; without a file, of words that the component has \
+        in\nits data. The summary tells how many were accepted: a certificate over refusals says \
+        little.\n\nExamples:\n  statehouse module check notes.component.wasm --commands examples.txt --count \
+        5000\n  statehouse module check notes.component.wasm --commands exactly-these.txt\n  statehouse \
+        module check counter.component.wasm --seed 7 --count 2000 --json"
 )]
 pub struct Check {
     /// The component, or a core module that carries component metadata
@@ -139,6 +139,8 @@ fn show_certificate(inputs: &Inputs, certificate: &Certificate) -> anyhow::Resul
         "inputs    {inputs}: {accepted} accepted, {refused} refused, {trapped} trapped, {exhausted} out of \
          budget; {lease_ends} ends of leases, {events} events"
     ))?;
+    let Tally { queries, queries_answered, .. } = certificate.tally;
+    output::line(format_args!("queries   {queries}: {queries_answered} answered, each asked twice"))?;
     if let Some(trap) = &certificate.first_trap {
         output::line(format_args!("trapped   {trap}"))?;
     }
@@ -171,8 +173,9 @@ fn show_comparison(comparison: &Comparison) -> anyhow::Result<()> {
     let with = with.unwrap_or("as it should be");
     let width = run.len().max(with.len());
     output::line(format_args!("DIFFERS   {run} ({about})"))?;
+    let place = if difference.is_query { "after" } else { "at" };
     output::line(format_args!(
-        "          at input {}, {}: {}",
+        "          {place} input {}, {}: {}",
         difference.number, difference.input, difference.what
     ))?;
     output::line(format_args!("            {with:width$}  {}", difference.expected))?;
@@ -205,6 +208,7 @@ fn as_json(inspected: &Inspected, inputs: &Inputs, certificate: &Certificate) ->
             "commands_accepted": tally.commands_accepted,
             "events": tally.events,
         },
+        "queries": { "all": tally.queries, "answered": tally.queries_answered },
         "cost": {
             "fuel": spread(certificate.cost.fuel),
             "time_ns": spread(certificate.cost.took_ns),
@@ -222,6 +226,7 @@ fn comparison_json(comparison: &Comparison) -> Value {
         json!({
             "input": difference.number,
             "command": difference.input,
+            "is_query": difference.is_query,
             "what": difference.what,
             "expected": difference.expected,
             "found": difference.found,

@@ -58,7 +58,7 @@ pub struct Certificate {
     pub tally: Tally,
     /// What inputs cost, in batches of random size.
     pub cost: Cost,
-    /// Why the first input trapped that did.
+    /// Why the first input or query trapped that did.
     pub first_trap: Option<String>,
 }
 
@@ -96,6 +96,10 @@ pub struct Tally {
     pub commands_accepted: usize,
     /// Events.
     pub events: usize,
+    /// Queries.
+    pub queries: usize,
+    /// Those that were answered.
+    pub queries_answered: usize,
 }
 
 /// The middle and the worst of many.
@@ -174,11 +178,20 @@ pub fn certify(
         ],
         tally: tally(&one_each),
         cost: cost(&replica),
-        first_trap: one_each.steps.iter().find_map(|step| {
-            let line = step.why.as_ref()?.lines().next()?;
-            let input = difference::shown_input(&step.input);
-            Some(format!("input {}, {input}: {}", step.number, line.as_bytes().escape_ascii()))
-        }),
+        first_trap: first_trap(&one_each),
+    })
+}
+
+fn first_trap(run: &Run) -> Option<String> {
+    let of_input = run.steps.iter().find_map(|step| {
+        let (input, why) = (difference::shown_input(&step.input), step.why.as_ref()?);
+        Some(format!("input {}, {input}: {}", step.number, difference::shown_why(why)))
+    });
+    of_input.or_else(|| {
+        run.asked.iter().find_map(|asked| {
+            let (query, why) = (asked.request.escape_ascii(), asked.why.as_ref()?);
+            Some(format!("query \"{query}\" after input {}: {}", asked.after, difference::shown_why(why)))
+        })
     })
 }
 
@@ -241,14 +254,15 @@ fn compared(run: &Run, with: Option<&Run>, difference: Option<Difference>, world
         "failures" => format!("{} inputs cut off, {} batches", run.failures, run.batches),
         _ => format!("{} batches", run.batches),
     };
-    Comparison {
-        run: run.name,
-        with: with.map(|run| run.name),
-        about,
-        difference,
-        hint: hint(run.name, world),
-    }
+    let hint = match &difference {
+        Some(Difference { is_query: true, .. }) => HINT_OF_QUERIES,
+        _ => hint(run.name, world),
+    };
+    Comparison { run: run.name, with: with.map(|run| run.name), about, difference, hint }
 }
+
+const HINT_OF_QUERIES: &str = "a query is to be a function of the state: it must not write, and what it \
+     answers must not depend on queries before it, on chance, or on an order that changes";
 
 fn hint(run: &str, world: World) -> &'static str {
     match (run, world) {
@@ -274,7 +288,13 @@ fn hint(run: &str, world: World) -> &'static str {
 }
 
 fn tally(run: &Run) -> Tally {
-    let mut tally = Tally { events: run.events.values().map(Vec::len).sum(), ..Tally::default() };
+    let answered = run.asked.iter().filter(|asked| matches!(asked.outcome, Outcome::Ok(_)));
+    let mut tally = Tally {
+        events: run.events.values().map(Vec::len).sum(),
+        queries: run.asked.len(),
+        queries_answered: answered.count(),
+        ..Tally::default()
+    };
     for step in &run.steps {
         tally.inputs += 1;
         match &step.outcome {

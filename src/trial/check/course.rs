@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::deed::Deed;
 use super::generate::Chance;
-use super::recorder::{Cut, Ledger, Places, RecordedGuest, Shared, Step};
+use super::recorder::{Asked, Cut, Ledger, Places, RecordedGuest, Shared, Step, what_became};
 use crate::error::Error;
 use crate::id::{Digest, Index, StateHash};
 use crate::machine::batch::{Act, Grant, Operation};
@@ -104,6 +104,10 @@ pub struct Run {
     pub name: &'static str,
     /// What each input did, without those that were to fail.
     pub steps: Vec<Step>,
+    /// What queries were answered.
+    pub asked: Vec<Asked>,
+    /// The first query that was answered otherwise when it was asked again, with both answers.
+    pub wavered: Option<(Asked, Asked)>,
     /// The events, by revision.
     pub events: BTreeMap<u64, Vec<Event>>,
     /// The hash chain.
@@ -145,6 +149,9 @@ pub fn run(course: &Course, plan: &Plan, module: &Module) -> Result<Run, Error> 
         operations: Vec::new(),
         cuts: BTreeMap::new(),
         size_max: 1,
+        queries: Vec::new(),
+        asked: Vec::new(),
+        wavered: None,
         events: BTreeMap::new(),
         hashes: Vec::new(),
         saved: BTreeMap::new(),
@@ -172,6 +179,10 @@ struct Runner<'a> {
     cuts: BTreeMap<u32, Cut>,
     /// When it is full.
     size_max: usize,
+    /// Queries that are to be asked.
+    queries: Vec<Bytes>,
+    asked: Vec<Asked>,
+    wavered: Option<(Asked, Asked)>,
     events: BTreeMap<u64, Vec<Event>>,
     hashes: Vec<(Index, StateHash)>,
     saved: BTreeMap<usize, Bytes>,
@@ -189,15 +200,51 @@ impl Runner<'_> {
         for (at, deed) in self.plan.deeds.iter().enumerate() {
             match deed {
                 Deed::Command(command) => self.command(command)?,
-                Deed::Advance(ms) => self.advance(*ms)?,
-                Deed::Grant { ttl_ms, id } => self.alone(Act::Grant(Grant { ttl_ms: *ttl_ms, id: *id }))?,
-                Deed::Revoke(id) => self.alone(Act::Revoke(*id))?,
+                Deed::Query(request) => self.queries.push(request.clone()),
+                Deed::Advance(_) | Deed::Grant { .. } | Deed::Revoke(_) => self.between(deed)?,
             }
             if self.course.snapshots != Snapshots::No && self.plan.snapshots_after.contains(&at) {
                 self.snapshot(at)?;
             }
         }
+        self.ask()?;
         self.advance(LAST_ADVANCE_MS)
+    }
+
+    /// A deed that ends a batch in all runs. The queries since the last one are asked before it: only here
+    /// all runs have the same state.
+    fn between(&mut self, deed: &Deed) -> Result<(), Error> {
+        self.ask()?;
+        match deed {
+            Deed::Advance(ms) => self.advance(*ms),
+            Deed::Grant { ttl_ms, id } => self.alone(Act::Grant(Grant { ttl_ms: *ttl_ms, id: *id })),
+            Deed::Revoke(id) => self.alone(Act::Revoke(*id)),
+            Deed::Command(_) | Deed::Query(_) => Ok(()),
+        }
+    }
+
+    /// Asks in order, and then again from the last to the first.
+    fn ask(&mut self) -> Result<(), Error> {
+        self.flush()?;
+        let queries = std::mem::take(&mut self.queries);
+        let first = queries.iter().map(|request| self.ask_one(request)).collect::<Result<Vec<_>, _>>()?;
+        for before in first.iter().rev() {
+            let again = self.ask_one(&before.request)?;
+            if again.outcome != before.outcome && self.wavered.is_none() {
+                self.wavered = Some((before.clone(), again));
+            }
+        }
+        self.asked.extend(first);
+        Ok(())
+    }
+
+    fn ask_one(&mut self, request: &Bytes) -> Result<Asked, Error> {
+        let (after, told) = {
+            let ledger = self.ledger.lock();
+            (ledger.next_number() - 1, ledger.told_index(self.host.head().index.0))
+        };
+        let (outcome, why) = what_became(&self.host.ask(told, request)?)?;
+        Ok(Asked { after, request: request.clone(), outcome, why })
     }
 
     fn command(&mut self, command: &Bytes) -> Result<(), Error> {
@@ -306,6 +353,8 @@ impl Runner<'_> {
         Run {
             name: self.course.name,
             steps,
+            asked: self.asked,
+            wavered: self.wavered,
             events: self.events,
             batches: self.hashes.len(),
             hashes: self.hashes,

@@ -2,8 +2,9 @@
 //!
 //! A line is the text of a command. One that is a JSON object with one of these keys is what it says:
 //! `{"text": "..."}`, `{"hex": "00ff"}`: a command; `{"advance_ms": 10000}`: time passes;
-//! `{"grant_ms": 10000, "id": 7}`: a client is granted a lease; `{"revoke": 7}`: it ends it. Empty lines, and
-//! lines that begin with `#`, are passed over.
+//! `{"grant_ms": 10000, "id": 7}`: a client is granted a lease; `{"revoke": 7}`: it ends it; `{"query":
+//! "..."}`, `{"query_hex": "00ff"}`: a client asks. Empty lines, and lines that begin with `#`, are passed
+//! over.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -24,6 +25,8 @@ pub enum Deed {
     },
     /// A client ends a lease.
     Revoke(u64),
+    /// A client asks.
+    Query(Bytes),
 }
 
 /// The forms of a line that is an object. Exactly one of them; others are commands that happen to be JSON.
@@ -35,6 +38,20 @@ enum Line {
     Advance(Advance),
     Grant(Grant),
     Revoke(Revoke),
+    Query(Query),
+    QueryHex(QueryHex),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Query {
+    query: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueryHex {
+    query_hex: String,
 }
 
 #[derive(Deserialize)]
@@ -91,16 +108,19 @@ impl Deed {
         Ok(match object {
             None => Deed::Command(Bytes::copy_from_slice(line)),
             Some(Line::Text(Text { text })) => Deed::Command(text.into()),
-            Some(Line::Hex(Hex { hex })) => {
-                let bytes =
-                    hex::decode(&hex).map_err(|e| format!("{hex:?} are no hexadecimal digits: {e}"))?;
-                Deed::Command(bytes.into())
-            }
+            Some(Line::Hex(Hex { hex })) => Deed::Command(digits(&hex)?),
+            Some(Line::Query(Query { query })) => Deed::Query(query.into()),
+            Some(Line::QueryHex(QueryHex { query_hex })) => Deed::Query(digits(&query_hex)?),
             Some(Line::Advance(Advance { advance_ms })) => Deed::Advance(advance_ms),
             Some(Line::Grant(Grant { grant_ms, id })) => Deed::Grant { ttl_ms: grant_ms, id },
             Some(Line::Revoke(Revoke { revoke })) => Deed::Revoke(revoke),
         })
     }
+}
+
+fn digits(hex: &str) -> Result<Bytes, String> {
+    let bytes = hex::decode(hex).map_err(|e| format!("{hex:?} are no hexadecimal digits: {e}"))?;
+    Ok(bytes.into())
 }
 
 #[cfg(test)]
@@ -111,7 +131,7 @@ mod tests {
     fn a_line_is_a_command_unless_it_is_one_of_our_objects() {
         let text = b"a=1\n\n# not this\n{\"text\": \"#this\\n\"}\n{\"hex\": \"00fF\"}\r\n{\"add\": \
             1}\n{\"advance_ms\": 5}\n{\"grant_ms\": 7, \"id\": 3}\n{\"grant_ms\": 7}\n{\"revoke\": \
-            3}\n{\"text\": 1}";
+            3}\n{\"text\": 1}\n{\"query\": \"a\"}\n{\"query_hex\": \"00\"}";
         let command = |bytes: &'static [u8]| Deed::Command(Bytes::from_static(bytes));
         assert_eq!(
             Deed::read_all(text).unwrap(),
@@ -125,8 +145,11 @@ mod tests {
                 Deed::Grant { ttl_ms: 7, id: 0 },
                 Deed::Revoke(3),
                 command(b"{\"text\": 1}"),
+                Deed::Query("a".into()),
+                Deed::Query("\0".into()),
             ]
         );
         assert!(Deed::read_all(b"a\n{\"hex\": \"0\"}").unwrap_err().contains("line 2"));
+        assert!(Deed::read_all(b"{\"query_hex\": \"x\"}").unwrap_err().contains("line 1"));
     }
 }

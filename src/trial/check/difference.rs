@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::course::Run;
-use super::recorder::Step;
+use super::recorder::{Asked, Step};
 use crate::machine::event::{Event, EventKind};
+use crate::machine::frame::ONLY_APPLY_WRITES;
 use crate::machine::guest::Input;
 use crate::machine::outcome::Outcome;
 use crate::machine::overlay::Write;
@@ -22,6 +23,8 @@ pub struct Difference {
     pub number: u64,
     /// The input, as text.
     pub input: String,
+    /// Whether it is a query, asked after that input.
+    pub is_query: bool,
     /// What differs.
     pub what: String,
     /// How it is in the run that the other is compared with.
@@ -44,7 +47,12 @@ impl Sides {
 
     fn at(self, number: u64, input: String) -> Difference {
         let Sides { what, expected, found } = self;
-        Difference { number, input, what, expected, found }
+        Difference { number, input, is_query: false, what, expected, found }
+    }
+
+    fn of_query(self, asked: &Asked) -> Difference {
+        let query = format!("the query {}", shown(&asked.request));
+        Difference { is_query: true, ..self.at(asked.after, query) }
     }
 }
 
@@ -55,23 +63,49 @@ pub fn within(run: &Run) -> Option<Difference> {
         let what = format!("in a replay from the same state, {}", sides.what);
         return Some(Sides { what, ..sides }.at(was.number, shown_input(&was.input)));
     }
-    let (number, why) = run.halted.as_ref()?;
-    Some(Sides::of("the machine cannot go on", "it goes on", why)?.at(*number, "the next".into()))
+    if let Some((number, why)) = &run.halted {
+        return Some(
+            Sides::of("the machine cannot go on", "it goes on", why)?.at(*number, "the next".into()),
+        );
+    }
+    let writes = |asked: &&Asked| asked.why.as_ref().is_some_and(|why| why.contains(ONLY_APPLY_WRITES));
+    if let Some(asked) = run.asked.iter().find(writes) {
+        let found = shown_outcome(&asked.outcome, asked.why.as_deref());
+        return Some(Sides::of("a query only reads", "it answers or refuses", found)?.of_query(asked));
+    }
+    let (before, again) = run.wavered.as_ref()?;
+    let sides =
+        outcome_sides((&before.outcome, before.why.as_deref()), (&again.outcome, again.why.as_deref()))?;
+    let what = format!("asked again of the same state, {}", sides.what);
+    Some(Sides { what, ..sides }.of_query(before))
+}
+
+/// Queries of the same states.
+fn of_queries(expected: &Run, found: &Run) -> Option<Difference> {
+    expected.asked.iter().zip(&found.asked).find_map(|(left, right)| {
+        let sides =
+            outcome_sides((&left.outcome, left.why.as_deref()), (&right.outcome, right.why.as_deref()))?;
+        Some(sides.of_query(left))
+    })
 }
 
 /// Compares runs of one machine whose inputs came in different batches.
 pub fn of_ways(expected: &Run, found: &Run) -> Option<Difference> {
-    within(found).or_else(|| of_steps(expected, found, false)).or_else(|| of_saved(expected, found)).or_else(
-        || {
-            let sides = row_sides(&expected.rows, &found.rows)?;
-            Some(sides.at(last_number(found), "the last".into()))
-        },
-    )
+    let rows = || {
+        let sides = row_sides(&expected.rows, &found.rows)?;
+        Some(sides.at(last_number(found), "the last".into()))
+    };
+    within(found)
+        .or_else(|| of_steps(expected, found, false))
+        .or_else(|| of_queries(expected, found))
+        .or_else(|| of_saved(expected, found))
+        .or_else(rows)
 }
 
 /// Compares runs of the same batches.
 pub fn of_replicas(expected: &Run, found: &Run) -> Option<Difference> {
-    within(found).or_else(|| of_steps(expected, found, true)).or_else(|| {
+    let found_first = within(found).or_else(|| of_steps(expected, found, true));
+    found_first.or_else(|| of_queries(expected, found)).or_else(|| {
         let mut pairs = expected.hashes.iter().zip(&found.hashes);
         let (left, right) = pairs.find(|(left, right)| left != right)?;
         let what = format!("the hash of the state after batch {}", left.0);
@@ -110,22 +144,25 @@ fn step_sides(left: &Step, right: &Step, left_events: &[Event], right_events: &[
     if left.input != right.input {
         return Sides::of("the input itself", shown_input(&left.input), shown_input(&right.input));
     }
-    outcome_sides(left, right)
+    outcome_sides((&left.outcome, left.why.as_deref()), (&right.outcome, right.why.as_deref()))
         .or_else(|| write_sides(&left.writes, &right.writes))
         .or_else(|| event_sides(left_events, right_events))
 }
 
-fn outcome_sides(left: &Step, right: &Step) -> Option<Sides> {
-    if left.outcome == right.outcome {
+/// An outcome, and why the host ended the call if it did.
+type Became<'a> = (&'a Outcome, Option<&'a str>);
+
+fn outcome_sides(left: Became, right: Became) -> Option<Sides> {
+    if left.0 == right.0 {
         return None;
     }
-    let what = match (&left.outcome, &right.outcome) {
+    let what = match (left.0, right.0) {
         (Outcome::Ok(left), Outcome::Ok(right)) => {
             format!("the answer, from byte {} on", first_difference(left, right))
         }
         _ => "the outcome".to_owned(),
     };
-    Sides::of(what, shown_outcome(left), shown_outcome(right))
+    Sides::of(what, shown_outcome(left.0, left.1), shown_outcome(right.0, right.1))
 }
 
 fn write_sides(left: &[Write], right: &[Write]) -> Option<Sides> {
@@ -198,18 +235,22 @@ fn shown_row((table, key): &(Table, Vec<u8>)) -> String {
     }
 }
 
-fn shown_outcome(step: &Step) -> String {
-    match (&step.outcome, &step.why) {
+fn shown_outcome(outcome: &Outcome, why: Option<&str>) -> String {
+    match (outcome, why) {
         (Outcome::Ok(answer), _) => format!("answered {}", shown(answer)),
         (Outcome::Refused(refusal), _) => {
             format!("refused with code {}: {}", refusal.code, shown(refusal.message.as_bytes()))
         }
         (Outcome::Host(code), Some(why)) => {
-            let line = why.lines().next().unwrap_or_default();
-            format!("{code:?}: {}", line.as_bytes().escape_ascii())
+            format!("{code:?}: {}", shown_why(why))
         }
         (Outcome::Host(code), None) => format!("{code:?}"),
     }
+}
+
+/// The end of why the host ended a call: before it comes where in the code that was.
+pub fn shown_why(why: &str) -> String {
+    why.lines().last().unwrap_or_default().trim().as_bytes().escape_ascii().to_string()
 }
 
 /// An input as text.

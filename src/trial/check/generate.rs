@@ -58,14 +58,16 @@ impl Chance {
     }
 }
 
-/// `count` commands with some leases and time between them. The examples come first, as they are.
+/// `count` commands with some leases, queries and time between them. The examples come first, as they are.
 pub fn generate(examples: &[Deed], words: &[Vec<u8>], seed: u64, count: usize) -> Vec<Deed> {
     let mut chance = Chance::of(seed);
-    let mut maker = Maker { words, pool: Vec::new() };
+    let mut maker = Maker { words, pool: Vec::new(), asked: Vec::new() };
     let mut deeds: Vec<Deed> = examples.to_vec();
     for example in examples {
-        if let Deed::Command(command) = example {
-            maker.keep(command.to_vec(), &mut chance);
+        match example {
+            Deed::Command(command) => maker.keep(command.to_vec(), &mut chance),
+            Deed::Query(request) => maker.asked.push(request.to_vec()),
+            _ => {}
         }
     }
     for _ in 0..count {
@@ -74,6 +76,7 @@ pub fn generate(examples: &[Deed], words: &[Vec<u8>], seed: u64, count: usize) -
             3 => deeds.push(Deed::Grant { ttl_ms: TTLS_MS[chance.below(TTLS_MS.len())], id: 0 }),
             // Of the first few there are, or were.
             4 => deeds.push(Deed::Revoke(1 + chance.below(8) as u64)),
+            5..=9 => deeds.push(Deed::Query(maker.query(&mut chance).into())),
             _ => {}
         }
         let command = maker.command(&mut chance);
@@ -87,6 +90,8 @@ struct Maker<'a> {
     words: &'a [Vec<u8>],
     /// Commands to be changed.
     pool: Vec<Vec<u8>>,
+    /// Examples of queries.
+    asked: Vec<Vec<u8>>,
 }
 
 impl Maker<'_> {
@@ -112,6 +117,20 @@ impl Maker<'_> {
         }
         command.truncate(COMMAND_BYTES_MAX);
         command
+    }
+
+    /// An example, changed or not, or else what a command might be: machines are often asked by the same
+    /// names.
+    fn query(&mut self, chance: &mut Chance) -> Vec<u8> {
+        if self.asked.is_empty() || chance.one_in(4) {
+            return if chance.one_in(2) { self.word(chance) } else { self.command(chance) };
+        }
+        let mut query = self.asked[chance.below(self.asked.len())].clone();
+        if chance.one_in(2) {
+            self.change(&mut query, chance);
+        }
+        query.truncate(COMMAND_BYTES_MAX);
+        query
     }
 
     /// Words with something between them.
@@ -224,6 +243,7 @@ mod tests {
         assert_eq!(deeds[..2], examples);
         assert_eq!(commands(&deeds).len(), 501);
         assert!(deeds[2..].iter().any(|deed| matches!(deed, Deed::Advance(_))));
+        assert!(deeds[2..].iter().any(|deed| matches!(deed, Deed::Query(_))));
         assert!(commands(&deeds).iter().all(|command| command.len() <= COMMAND_BYTES_MAX));
     }
 

@@ -30,6 +30,9 @@
 //! - *plain code*: made without optimisation, with another allocation of registers, bounds checked by
 //!   instructions
 //!
+//! Queries are asked where batches end in all runs, each twice, and must be answered alike everywhere; one
+//! that tries to write is a difference by itself.
+//!
 //! A difference is told at the first input that has one, with both sides. What the deterministic part of WASI
 //! makes harmless (a clock, randomness) cannot differ here, and is told by name instead.
 //!

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::error::Fault;
@@ -82,6 +83,19 @@ pub struct Ledger {
     contradiction: Option<(Step, Step)>,
 }
 
+/// What a query was answered.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The number of the last input before it.
+    pub after: u64,
+    /// The query.
+    pub request: Bytes,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why the host ended it: never compared.
+    pub why: Option<String>,
+}
+
 /// The ledger of a run, in the hands of all its instances.
 pub type Shared = Arc<Mutex<Ledger>>;
 
@@ -120,6 +134,14 @@ impl Ledger {
         let Some((&index, &first)) = self.firsts.last_key_value() else { return 1 };
         let ran = self.steps.range((index, 0)..=(index, u32::MAX));
         first + ran.filter(|(_, step)| !step.was_cut).count() as u64
+    }
+
+    /// The index that a query is told of a machine that stands at `own`: that of the last input.
+    pub fn told_index(&self, own: u64) -> u64 {
+        match self.places {
+            Places::OneEach => self.next_number() - 1,
+            Places::Own => own,
+        }
     }
 
     /// The first input that did something else in a replay, as it was and as it is.
@@ -164,6 +186,20 @@ impl Ledger {
             }
         }
     }
+}
+
+/// An ending as an outcome, with the reason if the host ended it.
+///
+/// # Errors
+/// If this computer failed.
+pub fn what_became(ending: &Ending) -> Result<(Outcome, Option<String>), Fault> {
+    Ok(match ending {
+        Ending::Answer(answer) => (Outcome::Ok(answer.clone()), None),
+        Ending::Refused(refusal) => (Outcome::Refused(refusal.clone()), None),
+        Ending::Trapped(why) => (Outcome::Host(HostCode::Trapped), Some(why.clone())),
+        Ending::Exhausted(why) => (Outcome::Host(HostCode::Exhausted), Some(why.clone())),
+        Ending::Fault(fault) => return Err(fault.clone()),
+    })
 }
 
 /// A component whose instances are recorded.
@@ -217,13 +253,7 @@ impl Instance for Recorded {
         let (frame, ending) = self.inner.apply(frame, context, input);
         let took_ns = self.clock.elapsed_ns() - begun_ns;
         let ending = if cut.is_some() { Recorded::failed(ending) } else { ending };
-        let (outcome, why) = match &ending {
-            Ending::Answer(answer) => (Outcome::Ok(answer.clone()), None),
-            Ending::Refused(refusal) => (Outcome::Refused(refusal.clone()), None),
-            Ending::Trapped(why) => (Outcome::Host(HostCode::Trapped), Some(why.clone())),
-            Ending::Exhausted(why) => (Outcome::Host(HostCode::Exhausted), Some(why.clone())),
-            Ending::Fault(_) => return (frame, ending),
-        };
+        let Ok((outcome, why)) = what_became(&ending) else { return (frame, ending) };
         let writes = if matches!(outcome, Outcome::Ok(_)) { frame.written() } else { Vec::new() };
         let step = Step {
             number,
@@ -245,7 +275,8 @@ impl Instance for Recorded {
         self.inner.scale_budget(factor);
     }
 
-    fn query(&mut self, frame: Frame, view: QueryView, request: &[u8]) -> (Frame, Ending) {
+    fn query(&mut self, frame: Frame, own: QueryView, request: &[u8]) -> (Frame, Ending) {
+        let view = QueryView { index: self.ledger.lock().told_index(own.index), ..own };
         self.inner.query(frame, view, request)
     }
 

@@ -197,6 +197,41 @@ fn a_clock_or_generator_that_is_kept_is_caught() {
 }
 
 #[test]
+fn queries_are_asked_of_the_same_states_and_one_that_keeps_something_or_writes_is_caught() {
+    let items = r#"
+        (import "statehouse:machine/store@0.1.0" "set" (func $set (param i32 i32 i32 i32)))
+        (global $count (mut i32) (i32.const 48))"#;
+    let check_query = |query: &str| {
+        let mut deeds = commands(&["a", "b"]);
+        deeds.push(Deed::Query("one".into()));
+        deeds.extend(commands(&["c"]));
+        deeds.push(Deed::Query("two".into()));
+        check(&stored(&guest_text(items, "(call $ok)", query)), &deeds)
+    };
+    let index = check_query(
+        "(i64.store (i32.const 128) (local.get $index)) (call $answer (i32.const 128) (i32.const 8))",
+    );
+    holds(&index);
+    assert_eq!((index.tally.queries, index.tally.queries_answered), (2, 2));
+
+    let counts = check_query(
+        "(global.set $count (i32.add (global.get $count) (i32.const 1)))
+        (i32.store8 (i32.const 128) (global.get $count)) (call $answer (i32.const 128) (i32.const 1))",
+    );
+    let found = difference(&counts, "one batch each");
+    assert_eq!((found.number, found.input.as_str(), found.is_query), (4, "the query \"two\"", true));
+    assert_eq!((found.expected.as_str(), found.found.as_str()), ("answered \"2\"", "answered \"3\""));
+    assert!(counts.comparisons[0].hint.contains("function of the state"), "{counts:?}");
+
+    let writes =
+        check_query("(call $set (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1)) (call $ok)");
+    let found = difference(&writes, "one batch each");
+    assert_eq!((found.input.as_str(), found.what.as_str()), ("the query \"one\"", "a query only reads"));
+    assert!(found.found.contains("store.set in Query"), "{found:?}");
+    assert!(writes.first_trap.unwrap().starts_with("query \"one\" after input 4"));
+}
+
+#[test]
 fn a_state_that_is_not_saved_is_caught() {
     let count = "(global.set $seeded (i32.add (global.get $seeded) (i32.const 1)))
         (i32.store8 (i32.const 128) (i32.add (i32.const 48) (global.get $seeded)))
