@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use statehouse::client::Client;
 
 /// The program under load: this build, unless another one is named.
-fn program() -> Command {
+pub fn program() -> Command {
     let program = std::env::var("STATEHOUSE_PROGRAM");
     Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_statehouse")))
 }
