@@ -295,7 +295,7 @@ pub fn machine_json(machine: &MachineInfo) -> Value {
     json!({
         "name": machine.name,
         "module": machine.module.to_string(),
-        "world": module::world(machine.world),
+        "world": machine.world.name(),
         "created": output::time(machine.created),
         "group": machine.group.0,
         "input_fuel": machine.input_fuel,
@@ -321,7 +321,7 @@ pub fn table(machines: &[MachineInfo], names: &Names) -> anyhow::Result<()> {
         let replica = machine.replica.as_ref();
         vec![
             machine.name.clone(),
-            module::world(machine.world).to_string(),
+            machine.world.name().to_string(),
             machine.module.to_string()[..12].to_string(),
             replica.and_then(|replica| replica.leader).map(|node| names.name(node)).unwrap_or_default(),
             replica.map(|replica| replica.applied.to_string()).unwrap_or_default(),
@@ -400,7 +400,7 @@ fn show(global: &Global, machine: &MachineInfo, names: &Names) -> anyhow::Result
     }
     output::line(format_args!("name      {}", machine.name))?;
     output::line(format_args!("module    {}", machine.module))?;
-    output::line(format_args!("world     {}", module::world(machine.world)))?;
+    output::line(format_args!("world     {}", machine.world.name()))?;
     output::line(format_args!("created   {}", output::time(machine.created)))?;
     output::line(format_args!("group     {}", machine.group))?;
     output::line(format_args!("fuel      {} for each input", machine.input_fuel))?;

@@ -7,6 +7,25 @@ use super::outcome::{Context, Refusal};
 use crate::error::Fault;
 use crate::id::Digest;
 
+/// Which of the contract's two worlds a module implements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum World {
+    /// All state in the host's ordered map.
+    Stored,
+    /// State in the component's own memory.
+    Resident,
+}
+
+impl World {
+    /// Its name in the contract.
+    pub fn name(self) -> &'static str {
+        match self {
+            World::Stored => "stored",
+            World::Resident => "resident",
+        }
+    }
+}
+
 /// Everything that can change a machine: the contract's `input`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {

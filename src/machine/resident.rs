@@ -10,11 +10,13 @@
 //! had, all go on from one that was made at this index.
 
 mod handover;
+mod sink;
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
 
+pub use self::sink::Sink;
 use super::apply::{self, Applied, Stop};
 use super::batch::{Batch, Head};
 use super::frame::Frame;

@@ -40,8 +40,9 @@ struct Renewal {
 impl Renewal {
     /// What is left of the lease's time, if the renewal was a moment ago.
     fn left_ms(&self, now_ms: u64) -> Option<u64> {
-        // Both readings are cut to the millisecond.
-        let elapsed_ms = now_ms - self.began_ms + 1;
+        // Both readings are cut to the millisecond; and who asks may have read the clock before another's
+        // renewal began.
+        let elapsed_ms = now_ms.saturating_sub(self.began_ms) + 1;
         (elapsed_ms <= moment_ms(self.ttl_ms)).then(|| self.ttl_ms - elapsed_ms)
     }
 }
@@ -117,6 +118,7 @@ mod tests {
         let renewed = Renewed::default();
         renewed.note(GROUP, 1_000, &[1, 2, 3], &[10_000, 60_000, 0]);
         assert_eq!(renewed.left_ms(GROUP, &[1, 2], 1_000), Some(vec![9_999, 59_999]));
+        assert_eq!(renewed.left_ms(GROUP, &[1], 999), Some(vec![9_999]), "renewed after the clock was read");
         assert_eq!(renewed.left_ms(GROUP, &[1, 1], 1_099), Some(vec![9_900, 9_900]));
         assert_eq!(renewed.left_ms(GROUP, &[1], 1_100), None, "a hundredth of its time is over");
         assert_eq!(renewed.left_ms(GROUP, &[2], 1_249), Some(vec![59_750]));

@@ -10,6 +10,7 @@ pub use super::explanation::{Difference, Explanation, OperationInfo, Side};
 use crate::error::Error;
 use crate::id::{Digest, GroupId, Index, LogTime, NodeId, ReplicaId, Revision, StateHash, Term};
 use crate::machine::event::EventKind;
+pub use crate::machine::guest::World;
 /// What became of a command.
 pub use crate::machine::outcome::OutcomeAt as Applied;
 use crate::machine::outcome::Refusal;
@@ -107,25 +108,6 @@ pub struct WatchEvent {
     pub value: Bytes,
     /// What the key had before, in the same form. Only on request.
     pub previous: Option<Bytes>,
-}
-
-/// Which of the contract's two worlds a module implements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum World {
-    /// All state in the host's ordered map.
-    Stored,
-    /// State in the component's own memory.
-    Resident,
-}
-
-impl World {
-    /// Its name in the contract.
-    pub fn name(self) -> &'static str {
-        match self {
-            World::Stored => "stored",
-            World::Resident => "resident",
-        }
-    }
 }
 
 /// A module of the catalog.

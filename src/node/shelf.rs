@@ -87,7 +87,7 @@ impl Shelf {
         let limits = wasm::Limits { bytes_max: self.bytes_max, memory_bytes_max, ..wasm::Limits::default() };
         let inspected =
             wasm::inspect(&bytes, &limits, &self.compiler).map_err(|why| Error::Invalid(why.to_string()))?;
-        let (digest, world) = (Digest::of(&inspected.component), world_of(inspected.world));
+        let (digest, world) = (Digest::of(&inspected.component), inspected.world);
         let is_new = !self.files.contains(digest);
         let mut upload = self.files.upload()?;
         upload.write(&inspected.component)?;
@@ -123,7 +123,6 @@ impl Shelf {
                 self.compile(digest, &bytes)?
             }
         };
-        let world = wasm_world(world);
         let module = match Module::load(&self.engine, &artefact, world) {
             Err(LoadError::Stale(why)) => {
                 tracing::warn!(%digest, why, "a compiled module cannot be used: it is compiled again");
@@ -160,19 +159,5 @@ fn unfit(error: LoadError) -> Error {
         LoadError::Rejected(why) => Error::Invalid(why),
         LoadError::Stale(why) => Error::Damaged(why),
         LoadError::Fault(fault) => Error::Fault(fault),
-    }
-}
-
-fn world_of(world: wasm::World) -> World {
-    match world {
-        wasm::World::Stored => World::Stored,
-        wasm::World::Resident => World::Resident,
-    }
-}
-
-fn wasm_world(world: World) -> wasm::World {
-    match world {
-        World::Stored => wasm::World::Stored,
-        World::Resident => wasm::World::Resident,
     }
 }

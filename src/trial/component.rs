@@ -7,9 +7,8 @@ use std::io::Write;
 
 use crate::error::{Error, Fault};
 use crate::id::Digest;
-use crate::wasm::{
-    self, Codegen, Compiler, Engine, EngineSettings, Limits, LoadError, Module, Rejected, World,
-};
+use crate::machine::guest::World;
+use crate::wasm::{self, Codegen, Compiler, Engine, EngineSettings, Limits, LoadError, Module, Rejected};
 
 /// Instances alive at the same time: a host has two at most, besides those kept for queries.
 const INSTANCES_MAX: u32 = 64;

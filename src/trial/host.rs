@@ -3,12 +3,10 @@
 //! Promises: what a call gives is a function of the component, the seed, and the calls before it. A call that
 //! fails has changed nothing, unless it says that the machine halts. Must never read a clock.
 
-use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::journal::{Journal, Past, Snapshot};
 use crate::error::{Error, Fault};
@@ -17,15 +15,15 @@ use crate::machine::apply::{Applied, Note};
 use crate::machine::batch::{Act, Batch, Expire, Head, Operation};
 use crate::machine::event::{self, Event};
 use crate::machine::frame::Frame;
-use crate::machine::guest::{Components, Ending, Guest, QueryView, Unready};
+use crate::machine::guest::{Components, Ending, Guest, QueryView, Unready, World};
 use crate::machine::lease::{self, Lease};
 use crate::machine::outcome::{HostCode, Outcome, OutcomeAt, Refusal};
-use crate::machine::resident::{Halt, Reader, Resident};
+use crate::machine::resident::{Halt, Reader, Resident, Sink};
 use crate::machine::settled;
 use crate::machine::stored::Stored;
 use crate::machine::view::{MemoryView, Table, View};
 use crate::wasm::limits::{QUERY_FUEL, QUERY_TIME};
-use crate::wasm::{Budget, GuestSettings, Module, QueryPool, World};
+use crate::wasm::{Budget, GuestSettings, Module, QueryPool};
 
 /// Where clocks begin unless the caller says otherwise: the first of January 2026, so that the same commands
 /// give the same answers on every day.
@@ -297,7 +295,7 @@ impl Host {
                 let to = sink.clone();
                 let saved = pair.1.save(&past, self.head.index, |_, _| Ok(Box::new(to)));
                 saved.map_err(halted)?;
-                sink.taken()
+                sink.take()
             }
         };
         Ok(Snapshot { head: self.head, now_ms: self.now_ms, rows, state })
@@ -416,26 +414,5 @@ fn halted(halt: Halt) -> Error {
         }
         Halt::Unfit(why) => Error::Guest(format!("its component cannot be run here: {why}")),
         Halt::CannotSave(why) => Error::Guest(format!("the machine cannot save its state: {why}")),
-    }
-}
-
-/// Takes what a guest saves.
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Sink {
-    fn taken(&self) -> Bytes {
-        std::mem::take(&mut *self.0.lock()).into()
-    }
-}
-
-impl io::Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -40,4 +40,4 @@ pub use engine::{Codegen, Engine, EngineSettings};
 pub use instance::{Budget, GuestSettings};
 pub use module::{LoadError, Module};
 pub use query::QueryPool;
-pub use validate::{Inspected, Limits, Rejected, World, inspect};
+pub use validate::{Inspected, Limits, Rejected, inspect};

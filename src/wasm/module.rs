@@ -13,10 +13,9 @@ use super::data::Data;
 use super::engine::Engine;
 use super::instance::{GuestSettings, Live, WasmGuest};
 use super::query::QueryPool;
-use super::validate::World;
 use super::{host, wasi};
 use crate::error::Fault;
-use crate::machine::guest::Guest;
+use crate::machine::guest::{Guest, World};
 
 /// Why a module was not loaded.
 #[derive(Debug, thiserror::Error)]

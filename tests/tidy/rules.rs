@@ -59,7 +59,6 @@ const ARROWS: [(&str, &[&str]); 22] = [
             "wasm::validate",
             "wasm::Codegen",
             "wasm::Compiler",
-            "wasm::World",
             "wasm::survey",
             "trial",
             "catalog",

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use super::{Global, output};
 use crate::client::Client;
 use crate::id::Digest;
-use crate::node::request::{ModuleInfo, World};
+use crate::node::request::ModuleInfo;
 
 /// Write components, try them, upload them, and see which there are
 #[derive(Debug, Subcommand)]
@@ -107,18 +107,11 @@ fn style() -> anyhow::Result<ProgressStyle> {
     Ok(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {wide_msg}")?)
 }
 
-pub fn world(world: World) -> &'static str {
-    match world {
-        World::Stored => "stored",
-        World::Resident => "resident",
-    }
-}
-
 fn module_json(module: &ModuleInfo) -> Value {
     json!({
         "digest": module.digest.to_string(),
         "bytes": module.bytes,
-        "world": world(module.world),
+        "world": module.world.name(),
         "label": module.label,
         "pushed": output::time(module.pushed),
         "compiled": module.compiled,
@@ -134,7 +127,7 @@ fn list(global: &Global, modules: &[ModuleInfo]) -> anyhow::Result<()> {
         vec![
             module.digest.to_string(),
             module.bytes.to_string(),
-            world(module.world).to_string(),
+            module.world.name().to_string(),
             output::time(module.pushed),
             output::printable(module.label.as_bytes()),
         ]
@@ -152,7 +145,7 @@ fn show(global: &Global, module: &ModuleInfo) -> anyhow::Result<()> {
     output::line(format_args!("digest    {}", module.digest))?;
     output::line(format_args!("label     {}", output::printable(module.label.as_bytes())))?;
     output::line(format_args!("bytes     {}", module.bytes))?;
-    output::line(format_args!("world     {}", world(module.world)))?;
+    output::line(format_args!("world     {}", module.world.name()))?;
     output::line(format_args!("pushed    {}", output::time(module.pushed)))?;
     output::line(format_args!("compiled  {}", if module.compiled { "yes" } else { "not yet" }))?;
     Ok(())

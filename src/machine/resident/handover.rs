@@ -1,12 +1,12 @@
 //! A resident machine's state on its way from one component to another: all in memory, as both have it there
 //! anyway.
 
-use std::io::{Cursor, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::Cursor;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Broken, Halt};
+use super::{Broken, Halt, Sink};
 use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Instance};
 use crate::machine::outcome::HostCode;
@@ -48,26 +48,5 @@ fn check(ending: Ending, what: &str) -> Result<(), Broken> {
         Ending::Trapped(why) => died(HostCode::Trapped, why),
         Ending::Exhausted(why) => died(HostCode::Exhausted, why),
         Ending::Fault(fault) => Err(Broken::Halt(Halt::Fault(fault))),
-    }
-}
-
-/// Where a state is written to.
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Sink {
-    fn take(self) -> Bytes {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).into()
-    }
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

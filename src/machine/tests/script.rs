@@ -34,7 +34,7 @@ use crate::machine::frame::Frame;
 use crate::machine::guest::{Ending, Guest, QueryView};
 use crate::machine::lease::{Lease, Tally};
 use crate::machine::outcome::{HostCode, Outcome, OutcomeAt, OutcomeRow};
-use crate::machine::resident::{Halt, History, Reader, Resident, Saved};
+use crate::machine::resident::{Halt, History, Reader, Resident, Saved, Sink};
 use crate::machine::settings::Settings;
 use crate::machine::settled::{self, Settled};
 use crate::machine::stored::Stored;
@@ -118,7 +118,7 @@ fn directive(world: &mut Option<World>, line: &str, input: &[&str]) -> String {
 struct Snapshot {
     head: Head,
     rows: MemoryView,
-    state: Vec<u8>,
+    state: Bytes,
 }
 
 /// What outlives an instance.
@@ -330,27 +330,6 @@ impl World {
 fn live(guest: &ScriptedGuest) -> (Resident, Reader) {
     // The reader shares no memory with the test, which compares that of the instance that applies.
     (Resident::new(Box::new(guest.clone())), Reader::new(Box::new(ScriptedGuest::default())))
-}
-
-/// Where a snapshot goes.
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Sink {
-    fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut self.0.lock().expect("no test thread panics while it writes"))
-    }
-}
-
-impl std::io::Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("no test thread panics while it writes").extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// The module that every scripted machine is created from.

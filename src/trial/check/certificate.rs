@@ -10,10 +10,10 @@ use super::difference::{self, Difference};
 use super::generate::Chance;
 use super::recorder::Places;
 use crate::error::{Error, Fault};
-use crate::machine::guest::Input;
+use crate::machine::guest::{Input, World};
 use crate::machine::outcome::{HostCode, Outcome};
 use crate::trial::component::{Inspected, engine};
-use crate::wasm::{Codegen, Compiler, Module, World};
+use crate::wasm::{Codegen, Compiler, Module};
 
 /// Stack of a thread that runs guests: plain code has larger frames.
 const STACK_BYTES: usize = 16 << 20;

@@ -16,12 +16,12 @@ use crate::error::Error;
 use crate::id::{Digest, Index, StateHash};
 use crate::machine::batch::{Act, Grant, Operation};
 use crate::machine::event::Event;
-use crate::machine::guest::Guest;
+use crate::machine::guest::{Guest, World};
 use crate::machine::outcome::Outcome;
 use crate::machine::view::Table;
 use crate::time::Clock;
 use crate::trial::host::{Done, Host, MakeGuest, START_MS};
-use crate::wasm::{GuestSettings, Module, World};
+use crate::wasm::{GuestSettings, Module};
 
 /// Operations of a long batch. A node's are bounded by their bytes.
 const LONG_MAX: usize = 4_096;

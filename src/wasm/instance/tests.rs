@@ -1,10 +1,8 @@
 //! The calls into an instance, with guests that keep to the contract and guests that attack it.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-
 use super::*;
 use crate::machine::frame::limits;
+use crate::machine::resident::Sink;
 use crate::wasm::testing::*;
 
 #[test]
@@ -54,20 +52,6 @@ fn a_fresh_instance_gives_the_same_answer_for_the_same_fuel() {
     assert_eq!(runs[0], runs[2]);
 }
 
-/// A place for a snapshot that the test can look into.
-#[derive(Clone, Default)]
-struct Sink(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_resident_machine_goes_on_from_its_snapshot() {
     let mut guest = guest(COUNTER);
@@ -77,7 +61,7 @@ fn a_resident_machine_goes_on_from_its_snapshot() {
     let (mut frame, ending) = first.save(Frame::for_save(empty_view(), Box::new(sink.clone())));
     assert_eq!(answer(ending), b"");
     frame.finish_save().unwrap();
-    let saved = sink.0.lock().unwrap().clone();
+    let saved = sink.take();
     assert_eq!(saved, 41i64.to_le_bytes());
 
     let mut second = guest.instance().unwrap();

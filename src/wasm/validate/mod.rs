@@ -16,28 +16,10 @@ pub use bounds::Bounds;
 use std::borrow::Cow;
 
 use super::compile::{CompileError, Compiler};
+use crate::machine::guest::World;
 
 /// Room for the parser's recursion over nested types, which [`Bounds`] limits.
 pub(super) const STACK_BYTES: usize = 64 << 20;
-
-/// The two worlds of the contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum World {
-    /// All state is in the host's store.
-    Stored,
-    /// State is in the component's own memory.
-    Resident,
-}
-
-impl World {
-    /// Its name in `wit/machine.wit`.
-    pub fn name(self) -> &'static str {
-        match self {
-            World::Stored => "stored",
-            World::Resident => "resident",
-        }
-    }
-}
 
 /// What an upload may be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType, Compo
 use wasmparser::types::{Types, TypesRef};
 use wasmparser::{Parser, Payload, Validator};
 
-use super::{Rejected, World};
+use super::Rejected;
+use crate::machine::guest::World;
 use crate::wasm::{engine, wasi};
 
 /// The contract, as the project publishes it.

@@ -23,7 +23,7 @@ use super::project::{Project, ProjectWorld};
 use crate::cli::{Global, output};
 use crate::id::Digest;
 use crate::wasm::compile::Compiler;
-use crate::wasm::validate::{Limits, World, inspect};
+use crate::wasm::validate::{Limits, inspect};
 
 /// What a language's tools gave.
 pub enum Built {
@@ -91,11 +91,7 @@ fn build(directory: &Path, project: &Project) -> anyhow::Result<Vec<u8>> {
 fn check(bytes: &[u8], project: &Project) -> anyhow::Result<()> {
     let inspected = inspect(bytes, &Limits::default(), &Compiler::InProcess)
         .context("it was built, but no node would take it")?;
-    let expected = match project.world {
-        ProjectWorld::Stored => World::Stored,
-        ProjectWorld::Resident => World::Resident,
-    };
-    if inspected.world != expected {
+    if inspected.world.name() != project.world.name() {
         bail!(
             "the component is of the world `{}`, the project is said to be of `{}`: change `world` in {} or \
              what it exports",
