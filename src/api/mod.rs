@@ -204,11 +204,13 @@ impl Server {
             }));
         }
         if let Some((listener, machine)) = self.etcd {
-            let router = server().accept_http1(true).add_routes(etcd::routes(&serving, &machine));
+            let services = etcd::services(&serving, &machine);
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let stopping = serving.stopping();
             tasks.push(tokio::spawn(async move {
-                if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopping).await {
+                let server = server().accept_http1(true);
+                let served = server.serve_with_incoming_shutdown(services, incoming, stopping).await;
+                if let Err(error) = served {
                     tracing::error!(%error, "the server for clients of etcd ended");
                 }
             }));

@@ -13,6 +13,7 @@ use axum::extract::Request;
 use axum::middleware::map_request;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
+use tonic::codegen::StdError;
 
 /// What etcd takes into its log as one request, without a setting of its own.
 pub const REQUEST_BYTES_MAX: usize = 1_536 << 10;
@@ -25,34 +26,42 @@ const PREFIX_BYTES: usize = 5;
 
 /// The same services, which no message comes to that is too large.
 pub fn refuse_large(services: Router) -> Router {
+    let bounded = |request: Request| async { request.map(|body| Body::new(Bounded::new(body))) };
     services.layer(map_request(bounded))
 }
 
-async fn bounded(request: Request) -> Request {
-    request.map(|body| Body::new(Bounded { body, place: Place::default(), refusal: None }))
-}
-
 /// What a client sends, up to a message that is too large, and then an error.
-struct Bounded {
-    body: Body,
+pub struct Bounded<B> {
+    body: B,
     place: Place,
     /// To be told when what came before it is.
     refusal: Option<Status>,
 }
 
-impl HttpBody for Bounded {
+impl<B> Bounded<B> {
+    /// A body of gRPC messages of which none has come yet.
+    pub fn new(body: B) -> Bounded<B> {
+        Bounded { body, place: Place::default(), refusal: None }
+    }
+}
+
+impl<B> HttpBody for Bounded<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<StdError>,
+{
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = StdError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let this = self.get_mut();
         if let Some(refusal) = this.refusal.take() {
-            return Poll::Ready(Some(Err(axum::Error::new(refusal))));
+            return Poll::Ready(Some(Err(refusal.into())));
         }
-        let mut polled = Pin::new(&mut this.body).poll_frame(context);
+        let mut polled = Pin::new(&mut this.body).poll_frame(context).map_err(Into::into);
         if let Poll::Ready(Some(Ok(frame))) = &mut polled
             && let Some(bytes) = frame.data_mut()
             && let Err((at, refusal)) = this.place.pass(bytes)
@@ -168,11 +177,11 @@ mod tests {
     async fn what_came_before_is_served_and_nothing_behind_is_read() {
         let [fine, large] = [messages(&[4]), messages(&[MESSAGE_BYTES_MAX + 1])];
         let all = [&fine[..], &large].concat();
-        let mut body = Bounded { body: Body::from(all), place: Place::default(), refusal: None };
+        let mut body = Bounded::new(Body::from(all));
         let mut next = async || std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
         let data = next().await.expect("a frame").expect("no error").into_data().expect("data");
         assert_eq!(data, fine);
         let error = next().await.expect("an error").expect_err("it is too large");
-        assert_eq!(Status::from_error(error.into()).code(), tonic::Code::ResourceExhausted);
+        assert_eq!(Status::from_error(error).code(), tonic::Code::ResourceExhausted);
     }
 }

@@ -7,7 +7,7 @@
 //! # Layout
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`: etcd's services, a file
 //!   each; `store`: what the last two do with the machine
-//! - `gateway`: all of them as JSON over HTTP
+//! - `entry`: from a path to its service; `gateway`: all of them as JSON over HTTP
 //! - `pages`: many keys, a page at a time; `snapshot`: all of them as a database of etcd
 //! - `bounds`: messages that are too large; `raw`: those that are not read; `status`: what etcd says when
 //!   something is wrong
@@ -16,6 +16,7 @@ mod auth;
 mod bounds;
 mod cluster;
 mod election;
+mod entry;
 mod gateway;
 mod kv;
 mod lease;
@@ -37,6 +38,7 @@ use tonic::Status;
 use tonic::service::Routes;
 
 use self::bounds::REQUEST_BYTES_MAX;
+use self::entry::Entry;
 use self::raw::RawServer;
 use super::Serving;
 use crate::id::{Index, Revision};
@@ -141,17 +143,20 @@ fn odd(why: &dyn std::fmt::Display) -> Status {
 }
 
 /// All of etcd's services, answered by a machine: by gRPC, and as JSON.
-pub(super) fn routes(serving: &Arc<Serving>, machine: &str) -> Routes {
+pub(super) fn services(serving: &Arc<Serving>, machine: &str) -> Entry {
     let front = Arc::new(Front { serving: serving.clone(), machine: machine.into() });
+    let kv = RawServer(kv::KvService(front.clone()));
+    let watch = RawServer(watch::WatchService(front.clone()));
     let mut routes = Routes::builder();
     routes
-        .add_service(RawServer(kv::KvService(front.clone())))
-        .add_service(RawServer(watch::WatchService(front.clone())))
+        .add_service(kv.clone())
+        .add_service(watch.clone())
         .add_service(LeaseServer::new(lease::LeaseService(front.clone())))
         .add_service(ClusterServer::new(cluster::ClusterService(front.clone())))
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService(front.clone())))
         .add_service(AuthServer::new(auth::AuthService(front.clone())))
         .add_service(LockServer::new(lock::LockService(front.clone())))
         .add_service(ElectionServer::new(election::ElectionService(front)));
-    gateway::routes(bounds::refuse_large(routes.routes().into_axum_router())).into()
+    let router = gateway::routes(bounds::refuse_large(routes.routes().into_axum_router()));
+    Entry { kv, watch, router }
 }

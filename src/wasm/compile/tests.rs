@@ -6,8 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::*;
+use crate::machine::guest::World;
 use crate::wasm::testing::*;
-use crate::wasm::{Module, World, validate};
+use crate::wasm::{Module, validate};
 
 /// What the script runs. Does nothing unless the script asked.
 #[test]

@@ -62,7 +62,7 @@ fn a_resident_machine_goes_on_from_its_snapshot() {
     assert_eq!(answer(ending), b"");
     frame.finish_save().unwrap();
     let saved = sink.take();
-    assert_eq!(saved, 41i64.to_le_bytes());
+    assert_eq!(*saved, 41i64.to_le_bytes());
 
     let mut second = guest.instance().unwrap();
     let source = Box::new(std::io::Cursor::new(saved));
@@ -320,7 +320,7 @@ fn a_save_that_never_ends_is_stopped_by_time() {
 #[test]
 fn what_this_computer_fails_at_is_a_fault_and_not_a_trap() {
     struct Full;
-    impl Write for Full {
+    impl std::io::Write for Full {
         fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
             Err(std::io::ErrorKind::StorageFull.into())
         }

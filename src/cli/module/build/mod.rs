@@ -96,7 +96,7 @@ fn check(bytes: &[u8], project: &Project) -> anyhow::Result<()> {
             "the component is of the world `{}`, the project is said to be of `{}`: change `world` in {} or \
              what it exports",
             inspected.world.name(),
-            expected.name(),
+            project.world.name(),
             super::project::FILE
         );
     }
