@@ -16,7 +16,7 @@ demo: build ## start three nodes, upload a machine, kill the leader with SIGKILL
 
 .PHONY: test
 test: prepare ## run all tests: of the host, of the guests, and of the committed components
-	tests/guests/install c
+	tests/guests/install rust c
 	cargo test --release --locked --workspace
 	CARGO_TARGET_DIR="$$CARGO_TARGET_DIR/guests" cargo test --release --locked --manifest-path guests/Cargo.toml
 	CARGO_TARGET_DIR="$$CARGO_TARGET_DIR/guests" guests/build.sh --check

@@ -5,6 +5,7 @@
 #   guests/build.sh kv        builds one
 #   guests/build.sh bad       builds those in bad/, which `module check` is to catch
 #   guests/build.sh DIRECTORY builds a crate of your own into its target/, ready to be uploaded
+#   guests/build.sh --prepare only sees to the compiler
 #   guests/build.sh --check   rebuilds elsewhere and compares with what is committed, byte by byte; that can only be
 #                             asked of the compiler named in reference-toolchain.txt, so without it the check is skipped
 #
@@ -23,6 +24,7 @@ guests="kv counter notes limiter queue orders"
 bad="globals hash-order"
 bad_of_wasi="clock randomness"
 check=no
+prepare=no
 own=
 
 say() { printf '%s\n' "$*" >&2; }
@@ -30,13 +32,14 @@ say() { printf '%s\n' "$*" >&2; }
 for argument in "$@"; do
     case $argument in
         --check) check=yes ;;
+        --prepare) prepare=yes ;;
         kv | counter | notes | limiter | queue | orders) guests=$argument bad='' bad_of_wasi='' ;;
         bad) guests='' ;;
         */*)
             own=$(cd "$called_in" && cd "$argument" && pwd) || exit 2
             [ -f "$own/Cargo.toml" ] || { say "$own has no Cargo.toml: name the directory of a crate"; exit 2; }
             ;;
-        *) say "usage: guests/build.sh [--check] [GUEST | bad] | DIRECTORY (with a slash in it, as ./tally)"; exit 2 ;;
+        *) say "usage: guests/build.sh [--check] [GUEST | bad] | --prepare | DIRECTORY (with a slash in it, as ./tally)"; exit 2 ;;
     esac
 done
 
@@ -145,6 +148,10 @@ build_own() {
     done
 }
 
+if [ "$prepare" = yes ]; then
+    find_toolchain
+    exit 0
+fi
 if [ -n "$own" ]; then
     find_toolchain
     build_own "$own"

@@ -14,6 +14,8 @@ mod reseeded;
 mod sessions;
 #[path = "cluster/settings.rs"]
 mod settings;
+#[path = "cluster/shims.rs"]
+mod shims;
 #[path = "cluster/stopped.rs"]
 mod stopped;
 #[path = "cluster/upgraded.rs"]

@@ -104,35 +104,48 @@ impl Shelf {
         Ok(Taken { digest, bytes: inspected.component.len() as u64, world })
     }
 
-    /// A module ready to run; compiled first if this node has not done so. Blocks.
+    /// A module ready to run; compiled first if this node has not done so. Blocks, but not for the
+    /// compilation of another module if this one is compiled.
     pub fn load(&self, digest: Digest, world: World) -> Result<Arc<Module>, Error> {
-        if let Some(module) = self.loaded.lock().get(&digest) {
-            return Ok(module.clone());
+        if let Some(module) = self.load_compiled(digest, world)? {
+            return Ok(module);
         }
         let _one_at_a_time = self.compiling.lock();
-        if let Some(module) = self.loaded.lock().get(&digest) {
-            return Ok(module.clone());
+        if let Some(module) = self.load_compiled(digest, world)? {
+            return Ok(module);
         }
-        // The file's digest is verified at every load, also when the compiled form is at hand.
-        let bytes = self.files.load(digest)?;
+        let artefact = self.compile(digest, &self.files.load(digest)?)?;
+        let module = Module::load(&self.engine, &artefact, world).map_err(unfit)?;
+        Ok(self.keep(digest, module))
+    }
+
+    /// A module that is in memory, or compiled and sound.
+    fn load_compiled(&self, digest: Digest, world: World) -> Result<Option<Arc<Module>>, Error> {
+        if let Some(module) = self.loaded.lock().get(&digest) {
+            return Ok(Some(module.clone()));
+        }
         let artefact = match self.files.artefact(digest, self.fingerprint())? {
             Artefact::Ready(path) => path,
-            Artefact::Absent => self.compile(digest, &bytes)?,
+            Artefact::Absent => return Ok(None),
             Artefact::Removed(why) => {
                 tracing::warn!(%digest, why, "a compiled module was damaged: it is compiled again");
-                self.compile(digest, &bytes)?
+                return Ok(None);
             }
         };
-        let module = match Module::load(&self.engine, &artefact, world) {
+        // The file's digest is verified at every load, also when the compiled form is at hand.
+        self.files.load(digest)?;
+        match Module::load(&self.engine, &artefact, world) {
+            Ok(module) => Ok(Some(self.keep(digest, module))),
             Err(LoadError::Stale(why)) => {
                 tracing::warn!(%digest, why, "a compiled module cannot be used: it is compiled again");
-                Module::load(&self.engine, &self.compile(digest, &bytes)?, world)
+                Ok(None)
             }
-            loaded => loaded,
-        };
-        let module = Arc::new(module.map_err(unfit)?);
-        self.loaded.lock().insert(digest, module.clone());
-        Ok(module)
+            Err(why) => Err(unfit(why)),
+        }
+    }
+
+    fn keep(&self, digest: Digest, module: Module) -> Arc<Module> {
+        self.loaded.lock().entry(digest).or_insert_with(|| Arc::new(module)).clone()
     }
 
     /// Compiles a module whose bytes are here, if that was not done. Blocks.

@@ -41,3 +41,4 @@ pub use instance::{Budget, GuestSettings};
 pub use module::{LoadError, Module};
 pub use query::QueryPool;
 pub use validate::{Inspected, Limits, Rejected, inspect};
+pub use wasi::ALLOWED as WASI_ALLOWED;

@@ -10,7 +10,7 @@ use super::harness::Cluster;
 
 #[path = "../../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "other tests use the rest of it")]
-mod text;
+pub mod text;
 
 use text::{guest_text, resident, stored};
 

@@ -64,7 +64,10 @@ impl Check {
         let compiler = compiler()?;
         let inspected = Inspected::of(&read_file(&self.file)?, &compiler)?;
         let inputs = self.inputs(&inspected)?;
-        let certificate = certify(&inspected, &compiler, configuration, &inputs.deeds, self.seed)?;
+        let waiting = super::waiting("compiling it twice, and running the commands")?;
+        let certificate = certify(&inspected, &compiler, configuration, &inputs.deeds, self.seed);
+        waiting.finish_and_clear();
+        let certificate = certificate?;
         if global.json {
             output::json(&as_json(&inspected, &inputs, &certificate)?)?;
         } else {

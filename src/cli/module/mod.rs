@@ -13,6 +13,7 @@ mod run;
 mod templates;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -24,6 +25,9 @@ use super::{Global, output};
 use crate::client::Client;
 use crate::id::Digest;
 use crate::node::request::ModuleInfo;
+
+/// How often what is shown of a waiting time moves.
+const TICK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Write components, try them, upload them, and see which there are
 #[derive(Debug, Subcommand)]
@@ -89,18 +93,30 @@ pub async fn push(client: &Client, file: &Path) -> anyhow::Result<ModuleInfo> {
     let label = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     // Hidden where standard error is no terminal.
     let bar = ProgressBar::new(bytes.len() as u64).with_style(style()?).with_message(label.clone());
-    let progress = {
-        let bar = bar.clone();
-        move |sent| {
-            bar.set_position(sent);
-            if bar.length() == Some(sent) {
-                bar.set_message("checking and compiling");
-            }
+    let (progress, waiting) = (bar.clone(), waiting_style()?);
+    let progress = move |sent| {
+        progress.set_position(sent);
+        if progress.length() == Some(sent) {
+            progress.set_style(waiting.clone());
+            progress.set_message("the node checks and compiles it");
+            progress.enable_steady_tick(TICK_INTERVAL);
         }
     };
     let pushed = client.push_module(&label, bytes, progress).await;
     bar.finish_and_clear();
     Ok(pushed?)
+}
+
+/// Shows on a terminal what is waited for, and for how long by now: runtimes of scripts take half a minute to
+/// compile.
+fn waiting(what: &'static str) -> anyhow::Result<ProgressBar> {
+    let bar = ProgressBar::new_spinner().with_style(waiting_style()?).with_message(what);
+    bar.enable_steady_tick(TICK_INTERVAL);
+    Ok(bar)
+}
+
+fn waiting_style() -> anyhow::Result<ProgressStyle> {
+    Ok(ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}")?)
 }
 
 fn style() -> anyhow::Result<ProgressStyle> {

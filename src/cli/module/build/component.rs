@@ -5,9 +5,11 @@
 //! (`preview1.wat`).
 
 use anyhow::{Context, anyhow, bail};
+use wasmparser::{BinaryReaderError, Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata, metadata};
 use wit_parser::Resolve;
 
+use super::origin::Import;
 use crate::cli::module::project::{Language, Project};
 
 /// The contract, as this build has it.
@@ -18,9 +20,10 @@ const PREVIEW1: &[u8] = include_bytes!("preview1.wasm");
 /// What modules that were compiled for it import it by.
 const PREVIEW1_NAME: &str = "wasi_snapshot_preview1";
 
-/// The component of a core module.
-pub fn of(core: &[u8], project: &Project) -> anyhow::Result<Vec<u8>> {
+/// The component of a core module. `origin` tells where the project asks for an import.
+pub fn of(core: &[u8], project: &Project, origin: impl Fn(Import) -> String) -> anyhow::Result<Vec<u8>> {
     let mut core = core.to_vec();
+    check_imports(&core, project, origin)?;
     if !has_metadata(&core)? {
         if project.language == Language::Rust {
             bail!(
@@ -32,11 +35,43 @@ pub fn of(core: &[u8], project: &Project) -> anyhow::Result<Vec<u8>> {
         embed(&mut core, project)?;
     }
     let mut encoder = ComponentEncoder::default().validate(true).module(&core).map_err(unfit)?;
-    // Others than these do not ask for it, or bring what answers.
-    if matches!(project.language, Language::Go | Language::C | Language::Zig) {
+    if is_answered(project) {
         encoder = encoder.adapter(PREVIEW1_NAME, PREVIEW1).map_err(unfit)?;
     }
     encoder.encode().map_err(unfit)
+}
+
+/// Whether what asks for WASI's first preview is answered. Others than these do not ask for it, or bring what
+/// answers.
+fn is_answered(project: &Project) -> bool {
+    matches!(project.language, Language::Go | Language::C | Language::Zig)
+}
+
+/// Names the first import that cannot become one of the component's.
+fn check_imports(core: &[u8], project: &Project, origin: impl Fn(Import) -> String) -> anyhow::Result<()> {
+    let unreadable = |e: BinaryReaderError| anyhow!("the core module cannot be read: {e:#}");
+    for payload in Parser::new(0).parse_all(core) {
+        let Payload::ImportSection(section) = payload.map_err(unreadable)? else { continue };
+        for import in section.into_imports() {
+            let import = import.map_err(unreadable)?;
+            let (module, function) = (import.module, import.name);
+            if is_known(module) || (module == PREVIEW1_NAME && is_answered(project)) {
+                continue;
+            }
+            bail!(
+                "the core module imports `{function}` from `{module}`, and no machine is given that{}: do \
+                 without it, or without the feature that brings it",
+                origin(Import { module, function })
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether imports from it have a meaning to components: interfaces, and what bindings ask of the encoder.
+fn is_known(module: &str) -> bool {
+    ["statehouse:machine/", "wasi:", "[export]", "cm32p2"].iter().any(|start| module.starts_with(start))
+        || module == "$root"
 }
 
 fn unfit(error: impl std::fmt::Display) -> anyhow::Error {
@@ -64,6 +99,10 @@ mod tests {
     use super::*;
     use crate::cli::module::project::ProjectWorld;
 
+    fn of(core: &[u8], project: &Project) -> anyhow::Result<Vec<u8>> {
+        super::of(core, project, |import| format!("; {} is asked for here", import.function))
+    }
+
     fn project(language: Language) -> Project {
         Project { name: "tally".into(), language, world: ProjectWorld::Stored }
     }
@@ -83,5 +122,23 @@ mod tests {
         assert!(told.contains("behavior"), "what is missing is named: {told}");
         let told = of(b"no module", &project(Language::C)).unwrap_err().to_string();
         assert!(told.contains("cannot be read"), "{told}");
+    }
+
+    #[test]
+    fn an_import_that_no_machine_is_given_is_told_with_its_origin() {
+        let core = wat::parse_str(r#"(module (import "env" "dial" (func)))"#).unwrap();
+        for language in [Language::Rust, Language::C] {
+            let told = of(&core, &project(language)).unwrap_err().to_string();
+            for part in ["`dial` from `env`", "; dial is asked for here", "do without it"] {
+                assert!(told.contains(part), "{told}");
+            }
+        }
+        let preview1 =
+            r#"(module (import "wasi_snapshot_preview1" "fd_sync" (func (param i32) (result i32))))"#;
+        let core = wat::parse_str(preview1).unwrap();
+        let told = of(&core, &project(Language::Rust)).unwrap_err().to_string();
+        assert!(told.contains("`fd_sync` from `wasi_snapshot_preview1`"), "{told}");
+        let told = of(&core, &project(Language::Go)).unwrap_err().to_string();
+        assert!(told.contains("behavior"), "that is answered, and only the exports are missing: {told}");
     }
 }

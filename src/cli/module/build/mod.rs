@@ -7,23 +7,25 @@
 //! # Layout
 //! - `toolchain`: which tools there are, and what to do about those there are not; one function a language;
 //!   `rust`: which compiler
-//! - `component`: from a core module to a component
+//! - `component`: from a core module to a component; `origin`: where the project asks for an import
 
 mod component;
+mod origin;
 mod rust;
 mod toolchain;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 
+use self::origin::Import;
 use super::project::{Project, ProjectWorld};
 use crate::cli::{Global, output};
 use crate::id::Digest;
 use crate::wasm::compile::Compiler;
-use crate::wasm::validate::{Limits, inspect};
+use crate::wasm::validate::{Limits, Rejected, inspect};
 
 /// What a language's tools gave.
 pub enum Built {
@@ -81,16 +83,23 @@ fn build(directory: &Path, project: &Project) -> anyhow::Result<Vec<u8>> {
         directory.canonicalize().with_context(|| format!("cannot enter {}", directory.display()))?;
     let bytes = match toolchain::run(&directory, project)? {
         Built::Component(file) => read(&file)?,
-        Built::Core(file) => component::of(&read(&file)?, project)?,
+        Built::Core(file) => {
+            component::of(&read(&file)?, project, |import| origin::tell(import, &directory, project))?
+        }
     };
-    check(&bytes, project)?;
+    check(&bytes, project, |import| origin::tell(import, &directory, project))?;
     Ok(bytes)
 }
 
 /// What a node would say at upload, and whether it is of the world that the project is of.
-fn check(bytes: &[u8], project: &Project) -> anyhow::Result<()> {
-    let inspected = inspect(bytes, &Limits::default(), &Compiler::InProcess)
-        .context("it was built, but no node would take it")?;
+fn check(bytes: &[u8], project: &Project, origin: impl Fn(Import) -> String) -> anyhow::Result<()> {
+    let inspected = inspect(bytes, &Limits::default(), &Compiler::InProcess).map_err(|why| {
+        let told = match &why {
+            Rejected::Import { name, .. } => origin(Import { module: name, function: "" }),
+            _ => String::new(),
+        };
+        anyhow!("it was built, but no node would take it: {why}{told}")
+    })?;
     if inspected.world.name() != project.world.name() {
         bail!(
             "the component is of the world `{}`, the project is said to be of `{}`: change `world` in {} or \
@@ -113,4 +122,43 @@ fn write(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let unfinished = file.with_extension("wasm.unfinished");
     std::fs::write(&unfinished, bytes).with_context(|| format!("cannot write {}", unfinished.display()))?;
     std::fs::rename(&unfinished, file).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::module::project::Language;
+
+    const NOTES: &[u8] = include_bytes!("../../../../guests/notes/notes.component.wasm");
+
+    fn told(bytes: &[u8], world: ProjectWorld) -> String {
+        let project = Project { name: "tally".into(), language: Language::Rust, world };
+        let origin = |import: Import| format!("; {} is asked for here", import.module);
+        check(bytes, &project, origin).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn another_world_than_the_project_is_of_is_told() {
+        let told = told(NOTES, ProjectWorld::Resident);
+        for part in ["of the world `stored`", "to be of `resident`", "change `world` in statehouse.toml"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+
+    #[test]
+    fn what_no_node_would_take_is_told_with_the_origin_of_the_import() {
+        let component = wat::parse_str("(component (import \"wasi:http/types@0.2.3\" (instance)))").unwrap();
+        let told = told(&component, ProjectWorld::Stored);
+        for part in ["no node would take it", "the import wasi:http/types@0.2.3", "is asked for here"] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_component_that_is_too_large_is_told_with_the_limit() {
+        let mut large = NOTES.to_vec();
+        large.resize((64 << 20) + 1, 0);
+        let told = told(&large, ProjectWorld::Stored);
+        assert!(told.contains("67108865 bytes") && told.contains("67108864"), "{told}");
+    }
 }

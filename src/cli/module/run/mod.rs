@@ -64,7 +64,10 @@ impl Run {
         let configuration = payload::read(self.argument.as_deref().unwrap_or_default(), false)?;
         let compiler = compiler()?;
         let inspected = Inspected::of(&read_file(&self.file)?, &compiler)?;
-        let module = inspected.load(&engine(Codegen::Optimised)?, &compiler)?;
+        let waiting = super::waiting("compiling")?;
+        let module = inspected.load(&engine(Codegen::Optimised)?, &compiler);
+        waiting.finish_and_clear();
+        let module = module?;
         let mut session = Session::begin(Host::of_module(&module, inspected.digest, START_MS), global.json);
         session.create(configuration)?;
         if std::io::stdin().is_terminal() {

@@ -1,0 +1,346 @@
+//! Each part of WASI that machines are given, on three replicas: what a guest is told is the same on all, and
+//! what it must not have traps on all.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use statehouse::id::Digest;
+use statehouse::machine::outcome::{HostCode, Outcome};
+use statehouse::node::Node;
+use statehouse::node::request::{Consistency, Push};
+
+use super::harness::Cluster;
+use super::upgraded::text;
+
+const WORLD: &str = include_str!("../../src/wasm/testing/wasi.wit");
+
+/// Where a shim leaves what it was told; the log's time of the input is in the 8 bytes before.
+const TOLD: usize = 128;
+
+/// Commands to each machine before a replica is away, and again after that.
+const COMMANDS: usize = 3;
+
+/// One part of WASI, in use.
+struct Shim {
+    name: &'static str,
+    /// Imports and functions, a line each. `OUT.` and `FILE.` stand for the methods of two resources.
+    items: &'static str,
+    /// What the guest does with a command: leaves what it was told at 128.
+    act: &'static str,
+    /// How many bytes that are.
+    bytes: usize,
+    expected: Expected,
+}
+
+enum Expected {
+    /// What was told holds, given the log's time in milliseconds.
+    Told(fn(u64, &[u8]) -> bool),
+    /// That, and it differs from command to command.
+    Chance(fn(u64, &[u8]) -> bool),
+    /// The command is ended by the host.
+    Trap,
+}
+
+fn number(told: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(told[at..at + 8].try_into().expect("eight bytes"))
+}
+
+fn none(told: &[u8]) -> bool {
+    told.iter().all(|byte| *byte == 0)
+}
+
+/// Of a result of a stream: it is the error `closed`.
+fn is_closed(told: &[u8]) -> bool {
+    told[0] == 1 && told[4] == 1
+}
+
+const CLOCKS: &[Shim] = &[
+    Shim {
+        name: "wall-clock",
+        items: r#"
+        (import "wasi:clocks/wall-clock@0.2.6" "now" (func $now (param i32)))
+        (import "wasi:clocks/wall-clock@0.2.6" "resolution" (func $resolution (param i32)))"#,
+        act: "(call $now (i32.const 128)) (call $resolution (i32.const 144))",
+        bytes: 28,
+        expected: Expected::Told(|time_ms, told| {
+            let nanoseconds = |at: usize| u64::from(u32::from_le_bytes(told[at..at + 4].try_into().unwrap()));
+            let now_ms = number(told, 0) * 1_000 + nanoseconds(8) / 1_000_000;
+            now_ms == time_ms && number(told, 16) == 0 && nanoseconds(24) == 1_000_000
+        }),
+    },
+    Shim {
+        name: "monotonic-clock",
+        items: r#"
+        (import "wasi:clocks/monotonic-clock@0.2.6" "now" (func $now (result i64)))
+        (import "wasi:clocks/monotonic-clock@0.2.6" "resolution" (func $resolution (result i64)))"#,
+        act: "(i64.store (i32.const 128) (call $now)) (i64.store (i32.const 136) (call $resolution))
+            ;; It stands still during a call.
+            (if (i64.ne (i64.load (i32.const 128)) (call $now)) (then unreachable))",
+        bytes: 16,
+        expected: Expected::Told(|time_ms, told| {
+            number(told, 0) == time_ms * 1_000_000 && number(told, 8) == 1_000_000
+        }),
+    },
+    Shim {
+        name: "monotonic-clock-wait",
+        items: r#"
+    (import "wasi:clocks/monotonic-clock@0.2.6" "subscribe-duration" (func $in (param i64) (result i32)))"#,
+        act: "(drop (call $in (i64.const 1000000)))",
+        bytes: 0,
+        expected: Expected::Trap,
+    },
+];
+
+const CHANCE: &[Shim] = &[
+    Shim {
+        name: "random",
+        items: r#"
+        (import "wasi:random/random@0.2.6" "get-random-u64" (func $number (result i64)))
+        (import "wasi:random/random@0.2.6" "get-random-bytes" (func $bytes (param i64 i32)))"#,
+        act: "(i64.store (i32.const 128) (call $number)) (call $bytes (i64.const 8) (i32.const 256))
+            (i64.store (i32.const 136) (i64.load (i32.load (i32.const 256))))",
+        bytes: 16,
+        expected: Expected::Chance(|_, told| number(told, 0) != number(told, 8)),
+    },
+    Shim {
+        name: "insecure-random",
+        items: r#"
+        (import "wasi:random/insecure@0.2.6" "get-insecure-random-u64" (func $number (result i64)))
+        (import "wasi:random/insecure@0.2.6" "get-insecure-random-bytes" (func $bytes (param i64 i32)))"#,
+        act: "(i64.store (i32.const 128) (call $number)) (call $bytes (i64.const 8) (i32.const 256))
+            (i64.store (i32.const 136) (i64.load (i32.load (i32.const 256))))",
+        bytes: 16,
+        expected: Expected::Chance(|_, told| number(told, 0) != number(told, 8)),
+    },
+    Shim {
+        name: "insecure-seed",
+        items: r#"
+        (import "wasi:random/insecure-seed@0.2.6" "insecure-seed" (func $seed (param i32)))"#,
+        act: "(call $seed (i32.const 128))",
+        bytes: 16,
+        expected: Expected::Chance(|_, told| number(told, 0) != number(told, 8)),
+    },
+];
+
+const SURROUNDINGS: &[Shim] = &[
+    Shim {
+        name: "environment",
+        items: r#"
+        (import "wasi:cli/environment@0.2.6" "get-environment" (func $variables (param i32)))
+        (import "wasi:cli/environment@0.2.6" "get-arguments" (func $arguments (param i32)))
+        (import "wasi:cli/environment@0.2.6" "initial-cwd" (func $directory (param i32)))"#,
+        act: "(call $variables (i32.const 256)) (i32.store (i32.const 128) (i32.load (i32.const 260)))
+            (call $arguments (i32.const 256)) (i32.store (i32.const 132) (i32.load (i32.const 260)))
+            (call $directory (i32.const 256)) (i32.store8 (i32.const 136) (i32.load8_u (i32.const 256)))",
+        bytes: 9,
+        expected: Expected::Told(|_, told| none(told)),
+    },
+    Shim {
+        name: "exit",
+        items: r#"
+        (import "wasi:cli/exit@0.2.6" "exit" (func $exit (param i32)))"#,
+        act: "(call $exit (i32.const 0))",
+        bytes: 0,
+        expected: Expected::Trap,
+    },
+    Shim {
+        name: "terminals",
+        items: r#"
+        (import "wasi:cli/terminal-stdin@0.2.6" "get-terminal-stdin" (func $in (param i32)))
+        (import "wasi:cli/terminal-stdout@0.2.6" "get-terminal-stdout" (func $out (param i32)))
+        (import "wasi:cli/terminal-stderr@0.2.6" "get-terminal-stderr" (func $err (param i32)))"#,
+        act: "(call $in (i32.const 128)) (call $out (i32.const 136)) (call $err (i32.const 144))",
+        bytes: 24,
+        expected: Expected::Told(|_, told| [0, 8, 16].iter().all(|at| told[*at] == 0)),
+    },
+    Shim {
+        name: "preopens",
+        items: r#"
+        (import "wasi:filesystem/preopens@0.2.6" "get-directories" (func $directories (param i32)))"#,
+        act: "(call $directories (i32.const 256)) (i32.store (i32.const 128) (i32.load (i32.const 260)))",
+        bytes: 4,
+        expected: Expected::Told(|_, told| none(told)),
+    },
+    Shim {
+        name: "files",
+        items: r#"
+        (import "wasi:filesystem/types@0.2.6" "FILE.read-via-stream" (func $read (param i32 i64 i32)))"#,
+        act: "(call $read (i32.const 1) (i64.const 0) (i32.const 128))",
+        bytes: 0,
+        expected: Expected::Trap,
+    },
+];
+
+const STREAMS: &[Shim] = &[
+    Shim {
+        name: "stdin",
+        items: r#"
+        (import "wasi:cli/stdin@0.2.6" "get-stdin" (func $stdin (result i32)))
+        (import "wasi:io/streams@0.2.6" "[method]input-stream.read" (func $read (param i32 i64 i32)))"#,
+        act: "(call $read (call $stdin) (i64.const 100) (i32.const 128))",
+        bytes: 12,
+        expected: Expected::Told(|_, told| is_closed(told)),
+    },
+    Shim {
+        name: "stdout",
+        items: r#"
+        (import "wasi:cli/stdout@0.2.6" "get-stdout" (func $stdout (result i32)))
+        (import "wasi:io/streams@0.2.6" "OUT.check-write" (func $room (param i32 i32)))
+        (import "wasi:io/streams@0.2.6" "OUT.write" (func $write (param i32 i32 i32 i32)))
+        (import "wasi:io/streams@0.2.6" "OUT.flush" (func $flush (param i32 i32)))
+        (global $out (mut i32) (i32.const 0))"#,
+        act: "(global.set $out (call $stdout)) (call $room (global.get $out) (i32.const 128))
+            (call $write (global.get $out) (i32.const 520) (i32.const 8) (i32.const 144))
+            (call $flush (global.get $out) (i32.const 156))",
+        bytes: 29,
+        expected: Expected::Told(|_, told| {
+            told[0] == 0 && number(told, 8) == 64 << 10 && told[16] == 0 && told[28] == 0
+        }),
+    },
+    Shim {
+        name: "stderr",
+        items: r#"
+        (import "wasi:cli/stderr@0.2.6" "get-stderr" (func $stderr (result i32)))
+        (import "wasi:io/streams@0.2.6" "OUT.blocking-write-and-flush" (func $put (param i32 i32 i32 i32)))"#,
+        act: "(call $put (call $stderr) (i32.const 520) (i32.const 8) (i32.const 128))",
+        bytes: 1,
+        expected: Expected::Told(|_, told| none(told)),
+    },
+    Shim {
+        name: "poll",
+        items: r#"
+        (import "wasi:cli/stdout@0.2.6" "get-stdout" (func $stdout (result i32)))
+        (import "wasi:io/streams@0.2.6" "OUT.subscribe" (func $wait (param i32) (result i32)))
+        (import "wasi:io/poll@0.2.6" "[method]pollable.ready" (func $ready (param i32) (result i32)))
+        (import "wasi:io/poll@0.2.6" "[method]pollable.block" (func $block (param i32)))
+        (import "wasi:io/poll@0.2.6" "poll" (func $poll (param i32 i32 i32)))"#,
+        act: "(i32.store (i32.const 256) (call $wait (call $stdout)))
+            (i32.store (i32.const 128) (call $ready (i32.load (i32.const 256))))
+            (call $block (i32.load (i32.const 256)))
+            (call $poll (i32.const 256) (i32.const 1) (i32.const 264))
+            (i32.store (i32.const 132) (i32.load (i32.const 268)))
+            (i32.store (i32.const 136) (i32.load (i32.load (i32.const 264))))",
+        bytes: 12,
+        expected: Expected::Told(|_, told| told == [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+    },
+    Shim {
+        name: "io-error",
+        items: r#"
+        (import "wasi:io/error@0.2.6" "[method]error.to-debug-string" (func $text (param i32 i32)))"#,
+        act: "(call $text (i32.const 1) (i32.const 128))",
+        bytes: 0,
+        expected: Expected::Trap,
+    },
+];
+
+fn shims() -> impl Iterator<Item = &'static Shim> {
+    [CLOCKS, CHANCE, SURROUNDINGS, STREAMS].into_iter().flatten()
+}
+
+/// A guest that answers each command with the log's time and what the shim told, and keeps that for queries.
+fn guest(shim: &Shim) -> Vec<u8> {
+    let items = format!(
+        r#"{}
+        (import "statehouse:machine/store@0.1.0" "set" (func $set (param i32 i32 i32 i32)))
+        (import "statehouse:machine/store@0.1.0" "get" (func $get (param i32 i32 i32)))
+        (data (i32.const 512) "k")
+        (data (i32.const 520) "printed\n")"#,
+        shim.items.replace("OUT.", "[method]output-stream.").replace("FILE.", "[method]descriptor.")
+    );
+    let (from, length) = (TOLD - 8, shim.bytes + 8);
+    let apply = format!(
+        "(if (i32.eqz (local.get $case)) (then (return (call $ok))))
+        (i64.store (i32.const {from}) (local.get $time))
+        {}
+        (call $set (i32.const 512) (i32.const 1) (i32.const {from}) (i32.const {length}))
+        (call $answer (i32.const {from}) (i32.const {length}))",
+        shim.act
+    );
+    let query = "(call $get (i32.const 512) (i32.const 1) (i32.const 300))
+        (if (i32.eqz (i32.load8_u (i32.const 300))) (then (return (call $ok))))
+        (call $answer (i32.load (i32.const 304)) (i32.load (i32.const 308)))";
+    text::component_of(&text::guest_text(&items, &apply, query), &[WORLD], "guest")
+}
+
+/// Sends a command through one node after the other, checks what it comes to, and that all replicas say the
+/// same afterwards. What was told is added to `seen`.
+async fn use_shim(cluster: &Cluster, shim: &Shim, seen: &mut Vec<Vec<u8>>) {
+    static TURN: AtomicU64 = AtomicU64::new(0);
+    let nodes: Vec<&Node> = cluster.nodes().collect();
+    let node = nodes[TURN.fetch_add(1, Ordering::Relaxed) as usize % nodes.len()];
+    let applied = node.apply(shim.name, Bytes::from_static(b"go")).await.unwrap();
+    let kept = match (&shim.expected, &applied.outcome) {
+        (Expected::Trap, Outcome::Host(HostCode::Trapped)) => Bytes::new(),
+        (Expected::Told(holds) | Expected::Chance(holds), Outcome::Ok(answer)) => {
+            let (time, told) = answer.split_at(8);
+            assert!(holds(number(time, 0), told), "{} told {told:?}", shim.name);
+            seen.push(told.to_vec());
+            answer.clone()
+        }
+        (_, outcome) => panic!("{} came to {outcome:?}", shim.name),
+    };
+    for node in nodes {
+        let local = Consistency::Local { min_index: applied.index };
+        let answered = node.query(shim.name, Bytes::new(), local).await.unwrap();
+        assert_eq!(answered.outcome, Ok(kept.clone()), "{} on a replica", shim.name);
+    }
+}
+
+async fn create(node: &Node, shim: &Shim) {
+    let bytes = guest(shim);
+    let push = Push { digest: Digest::of(&bytes), label: shim.name.into(), bytes: bytes.into() };
+    let module = node.push_module(push).await.unwrap();
+    node.create_replicated(shim.name, module.digest, Bytes::new(), 3).await.unwrap();
+}
+
+/// Has all replicas compare their hashes, as `machine verify` does.
+async fn verify(cluster: &Cluster, shim: &Shim) {
+    let verified = cluster.node(1).verify_machine(shim.name).await.unwrap();
+    let standing = verified.replicas.iter().filter(|replica| replica.standing.is_ok()).count();
+    assert_eq!(standing, 3, "{}: {verified:?}", shim.name);
+    cluster.assert_lockstep(shim.name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shim_tells_all_replicas_the_same() {
+    let mut cluster = Cluster::of(3).await;
+    let mut seen: Vec<Vec<Vec<u8>>> = shims().map(|_| Vec::new()).collect();
+    for shim in shims() {
+        create(cluster.node(0), shim).await;
+    }
+    let here = |node: &Node| shims().all(|shim| node.machine(shim.name).is_ok_and(|m| m.replica.is_some()));
+    cluster.wait("all nodes have all machines", here).await;
+    for (shim, seen) in shims().zip(&mut seen) {
+        for _ in 0..COMMANDS {
+            use_shim(&cluster, shim, seen).await;
+        }
+        verify(&cluster, shim).await;
+    }
+    // One that was away applies by itself what the others have applied meanwhile.
+    cluster.stop(2).await;
+    for (shim, seen) in shims().zip(&mut seen) {
+        use_shim(&cluster, shim, seen).await;
+    }
+    cluster.start(2).await;
+    for (shim, seen) in shims().zip(&mut seen) {
+        use_shim(&cluster, shim, seen).await;
+        verify(&cluster, shim).await;
+        if let Expected::Chance(_) = shim.expected {
+            let all = seen.len();
+            seen.sort();
+            seen.dedup();
+            assert_eq!(seen.len(), all, "{}: each command has random bytes of its own", shim.name);
+        }
+    }
+    cluster.shutdown().await;
+}
+
+#[test]
+fn every_interface_that_is_allowed_is_used_by_a_shim() {
+    let used: String = shims().map(|shim| shim.items).collect();
+    // These have types that others use, and no function of their own.
+    let types = ["wasi:cli/terminal-input", "wasi:cli/terminal-output"];
+    for interface in statehouse::wasm::WASI_ALLOWED.iter().filter(|name| !types.contains(name)) {
+        assert!(used.contains(&format!("\"{interface}@0.2.6\"")), "no shim uses {interface}");
+    }
+}
