@@ -174,11 +174,18 @@ impl Cluster {
             let replica = node.machine(machine).ok()?.replica?;
             Some((replica.applied, replica.hash, replica.halted))
         };
+        // A node may not have heard of the machine yet, or still be opening its replica.
+        let is_due = |node: &&Node| {
+            self.nodes()
+                .filter_map(|any| any.machine(machine).ok())
+                .any(|told| told.replicas.contains(&node.id()))
+        };
         let mut last = Vec::new();
         for _ in 0..PATIENCE.as_millis() / 20 {
             last = self.nodes().filter_map(stands).collect();
+            let complete = self.nodes().filter(is_due).all(|node| stands(node).is_some());
             let serving = last.iter().all(|(_, _, halted)| halted.is_none());
-            if serving && last.windows(2).all(|pair| pair[0].0 == pair[1].0) {
+            if complete && serving && last.windows(2).all(|pair| pair[0].0 == pair[1].0) {
                 let hashes: Vec<StateHash> = last.iter().map(|(_, hash, _)| *hash).collect();
                 assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{machine} differs: {last:?}");
                 return;

@@ -96,14 +96,14 @@ impl Node {
             }
             return false;
         }
-        // A new leader that has not applied anything of its term may still have upgrades before it, of which
-        // the catalog was told already.
         let published = lane.published();
         if let (Some(record), Some(module)) = (catalog.machine_of(group), published.head.module)
             && record.module != module.0
-            && lane.role().is_some_and(|role| role.term == published.term)
         {
-            if let Err(why) = self.note_upgraded(group, module).await {
+            // A new leader that has not applied anything of its term may still have upgrades before it, of
+            // which the catalog was told already: it waits for those.
+            let is_at_its_term = lane.role().is_some_and(|role| role.term == published.term);
+            if is_at_its_term && let Err(why) = self.note_upgraded(group, module).await {
                 tracing::debug!(%group, %why, "the catalog was not told of an upgrade: again later");
             }
             return false;
