@@ -1,5 +1,7 @@
 //! Clusters of several nodes in one process, over real sockets and real disks.
 
+#[path = "cluster/compiled.rs"]
+mod compiled;
 #[path = "cluster/diverged.rs"]
 mod diverged;
 #[path = "cluster/explained.rs"]

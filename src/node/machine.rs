@@ -47,7 +47,7 @@ pub struct Machine {
 pub enum Closed {
     /// Its replicas are on other nodes.
     Elsewhere,
-    /// It will be: its module's bytes are on their way.
+    /// It will be: its module's bytes are on their way, or being compiled.
     Waiting,
     /// It cannot be.
     Broken(Error),
@@ -97,7 +97,8 @@ impl Machine {
         match closed {
             Closed::Elsewhere => Error::NotLeader { leader: None },
             Closed::Waiting => Error::Unavailable(format!(
-                "the module of {name:?} is on its way to this node: try again, or ask another one"
+                "the module of {name:?} is on its way to this node, or being compiled: try again, or ask \
+                 another one"
             )),
             Closed::Broken(why) => why.clone(),
         }

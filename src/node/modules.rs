@@ -21,6 +21,7 @@ impl Node {
         let taken = tokio::task::spawn_blocking(move || inner.shelf.take(push.digest, push.bytes)).await;
         let taken = taken.map_err(|e| Fault::new(format!("taking in a module panicked: {e}")))??;
         self.spread_module(taken.digest).await?;
+        self.wait_compiled(taken.digest).await;
         let record = ModuleRecord {
             digest: taken.digest.0.to_vec(),
             bytes: taken.bytes,

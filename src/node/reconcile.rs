@@ -27,7 +27,7 @@ pub async fn run(inner: Arc<Inner>) {
     if let Err(fault) = forget_strangers(&inner) {
         return inner.stage.fail(fault);
     }
-    let mut fetching = HashMap::new();
+    let mut readying = HashMap::new();
     let mut located = Arc::default();
     loop {
         changes.mark_unchanged();
@@ -37,7 +37,7 @@ pub async fn run(inner: Arc<Inner>) {
         }
         cluster::locate_all(&inner, &located, &catalog);
         located = catalog;
-        cluster::fetch_missing(&inner, &mut fetching);
+        cluster::ready_modules(&inner, &mut readying);
         let step = inner.clone();
         let stepped = tokio::task::spawn_blocking(move || reconcile(&step)).await;
         match stepped {
@@ -53,7 +53,7 @@ pub async fn run(inner: Arc<Inner>) {
             _ = stopping.wait_for(|stopping| *stopping) => break,
         }
     }
-    fetching.into_values().for_each(|task| task.abort());
+    readying.into_values().for_each(|task| task.abort());
 }
 
 /// Drops what a stop or a crash left of machines that were deleted.
@@ -114,7 +114,8 @@ fn open(inner: &Arc<Inner>, record: &MachineRecord) -> Result<Machine, Fault> {
     let world = world_of(inner, module);
     let open = match record.replica_on(inner.id()) {
         None => Err(Closed::Elsewhere),
-        Some(_) if !inner.shelf.has(module) && inner.stage.net.is_some() => Err(Closed::Waiting),
+        // Other machines need not wait for a compilation, nor does this one's group: others lead it meanwhile.
+        Some(_) if !inner.shelf.is_settled(module) && inner.stage.net.is_some() => Err(Closed::Waiting),
         Some(replica) => {
             open_parts(inner, record, replica, module, world).map(Arc::new).map_err(Closed::Broken)
         }

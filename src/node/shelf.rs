@@ -22,6 +22,9 @@ pub struct Shelf {
     loaded: Mutex<HashMap<Digest, Arc<Module>>>,
     /// One compilation at a time: each may take all the memory it is allowed.
     compiling: Mutex<()>,
+    /// Modules that could not be compiled since the start, and why. Whoever pushes one again has it tried
+    /// again.
+    failed: Mutex<HashMap<Digest, Error>>,
 }
 
 /// A module that was taken in.
@@ -37,7 +40,15 @@ pub struct Taken {
 impl Shelf {
     /// A shelf over the module files of a data directory.
     pub fn new(files: Modules, engine: Engine, compiler: Compiler, bytes_max: u64) -> Shelf {
-        Shelf { files, engine, compiler, bytes_max, loaded: Mutex::default(), compiling: Mutex::default() }
+        Shelf {
+            files,
+            engine,
+            compiler,
+            bytes_max,
+            loaded: Mutex::default(),
+            compiling: Mutex::default(),
+            failed: Mutex::default(),
+        }
     }
 
     /// The engine's fingerprint.
@@ -54,6 +65,11 @@ impl Shelf {
     pub fn is_compiled(&self, digest: Digest) -> bool {
         self.loaded.lock().contains_key(&digest)
             || matches!(self.files.artefact(digest, self.fingerprint()), Ok(Artefact::Ready(_)))
+    }
+
+    /// Whether it is known what becomes of the module here: it is compiled, or cannot be.
+    pub fn is_settled(&self, digest: Digest) -> bool {
+        self.failed.lock().contains_key(&digest) || self.is_compiled(digest)
     }
 
     /// Whether the module's bytes are here.
@@ -92,6 +108,7 @@ impl Shelf {
         let mut upload = self.files.upload()?;
         upload.write(&inspected.component)?;
         upload.finish(Some(digest))?;
+        self.failed.lock().remove(&digest);
         // A module that cannot even be instantiated could never run an input.
         let tried = self.load(digest, world).and_then(|module| module.try_instance().map_err(unfit));
         if let Err(why) = tried {
@@ -114,7 +131,7 @@ impl Shelf {
         if let Some(module) = self.load_compiled(digest, world)? {
             return Ok(module);
         }
-        let artefact = self.compile(digest, &self.files.load(digest)?)?;
+        let artefact = self.compile(digest)?;
         let module = Module::load(&self.engine, &artefact, world).map_err(unfit)?;
         Ok(self.keep(digest, module))
     }
@@ -154,13 +171,20 @@ impl Shelf {
         if self.is_compiled(digest) {
             return Ok(());
         }
-        self.compile(digest, &self.files.load(digest)?).map(drop)
+        self.compile(digest).map(drop)
     }
 
-    fn compile(&self, digest: Digest, bytes: &[u8]) -> Result<std::path::PathBuf, Error> {
+    fn compile(&self, digest: Digest) -> Result<std::path::PathBuf, Error> {
+        if let Some(why) = self.failed.lock().get(&digest) {
+            return Err(why.clone());
+        }
+        self.try_compile(digest).inspect_err(|why| drop(self.failed.lock().insert(digest, why.clone())))
+    }
+
+    fn try_compile(&self, digest: Digest) -> Result<std::path::PathBuf, Error> {
         let compiled = self
             .compiler
-            .compile(bytes)
+            .compile(&self.files.load(digest)?)
             .map_err(|why| Error::Invalid(format!("the module {digest} cannot be compiled: {why}")))?;
         Ok(self.files.store_artefact(digest, self.fingerprint(), &compiled)?)
     }

@@ -16,6 +16,7 @@ use wasmtime::{
 
 use super::limits;
 use super::ticker::{Ticker, UnderWay};
+use super::wasi;
 use crate::error::Fault;
 
 /// The release that `Cargo.toml` pins: part of the fingerprint. A test compares the two.
@@ -256,8 +257,9 @@ pub fn fingerprint(settings: &EngineSettings) -> String {
     let features = FEATURES.bits();
     let text = format!(
         "wasmtime {WASMTIME_VERSION} {arch}; features {features:x}; stack {STACK_BYTES_MAX}; memory \
-         {memory}; {}",
-        limits::description()
+         {memory}; {}; shims {}",
+        limits::description(),
+        wasi::EDITION
     );
     format!("{WASMTIME_VERSION}_{}", &blake3::hash(text.as_bytes()).to_hex()[..16])
 }

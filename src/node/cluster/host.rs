@@ -100,8 +100,12 @@ impl Node {
     /// Answers another node.
     async fn answer(&self, from: NodeId, question: Question) -> Result<Answer, Error> {
         self.check_alive()?;
-        // It is not done here, and perhaps elsewhere.
-        let _inside = self.inner.door.enter().map_err(|_| Error::NotLeader { leader: None })?;
+        // A node that stops does not wait for a compilation.
+        let _inside = match question {
+            Question::CompileModule(_) => None,
+            // It is not done here, and perhaps elsewhere.
+            _ => Some(self.inner.door.enter().map_err(|_| Error::NotLeader { leader: None })?),
+        };
         match question {
             Question::Propose(Propose { group, operation }) => {
                 let halted =
@@ -121,10 +125,10 @@ impl Node {
                 Ok(self.query_here(&query.machine, query.request, consistency).await?.into())
             }
             Question::TakeModule(digest) => {
-                let digest = digest.try_into().map(Digest);
-                let digest = digest.map_err(|_| Error::Invalid("a digest has 32 bytes".into()))?;
+                let digest = digest_of(digest)?;
                 self.fetch_module(digest, &[from]).await?;
-                drop(self.spawn(self.clone().compile_ahead(digest)));
+                let node = self.clone();
+                drop(self.spawn(async move { drop(node.compile_ahead(digest).await) }));
                 Ok(Answer::Done(()))
             }
             Question::TakeSnapshot(offer) => {
@@ -157,10 +161,18 @@ impl Node {
             Question::Settings(At { group, index }) => {
                 Ok(Answer::Settings(self.settings_here(GroupId(group), Index(index)).await?))
             }
+            Question::CompileModule(digest) => {
+                self.compile_ahead(digest_of(digest)?).await?;
+                Ok(Answer::Done(()))
+            }
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))
             }
         }
     }
+}
+
+fn digest_of(bytes: Vec<u8>) -> Result<Digest, Error> {
+    bytes.try_into().map(Digest).map_err(|_| Error::Invalid("a digest has 32 bytes".into()))
 }

@@ -40,7 +40,7 @@ pub(super) use self::courier::{Courier, Errand, run as run_errands};
 pub(super) use self::foreseen::foresee;
 pub(super) use self::host::Gate;
 pub(super) use self::members::run as look_after_groups;
-pub(super) use self::modules::fetch_missing;
+pub(super) use self::modules::ready_modules;
 pub(super) use self::roster::record;
 pub(super) use self::waiting_room::{Counts, WaitingRoom};
 pub(super) use self::watch::RemoteWatch;

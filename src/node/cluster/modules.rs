@@ -19,6 +19,10 @@ use crate::node::{Inner, Node};
 /// How long a majority may take to take in a module.
 const SPREAD_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a node may take to compile one: what that may cost of a processor by default, twice, as others
+/// use it meanwhile.
+const COMPILE_PATIENCE: Duration = Duration::from_secs(120);
+
 /// How long a node that cannot be reached is left alone.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -31,10 +35,7 @@ impl Node {
     /// # Errors
     /// `Unavailable` names how many have it and how many are needed.
     pub(in crate::node) async fn spread_module(&self, digest: Digest) -> Result<(), Error> {
-        let own = self.id();
-        let catalog = self.inner.catalog.load_full();
-        let nodes = catalog.nodes.values().filter(|node| !node.leaving);
-        let others: Vec<NodeId> = nodes.map(|node| node.node()).filter(|node| *node != own).collect();
+        let others = self.other_nodes();
         let needed = others.len().div_ceil(2);
         let mut asking: FuturesUnordered<_> =
             others.into_iter().map(|node| self.clone().hand_module(node, digest)).collect();
@@ -60,6 +61,32 @@ impl Node {
             let _ = tokio::time::timeout(SPREAD_PATIENCE, rest).await;
         });
         Ok(())
+    }
+
+    /// Waits until a majority of the nodes has compiled a module that they took in, so that a machine of it
+    /// finds a leader at once. Not for nodes that cannot be reached or cannot compile it, and not for ever:
+    /// what is missing then is done when it is needed.
+    pub(in crate::node) async fn wait_compiled(&self, digest: Digest) {
+        let others = self.other_nodes();
+        let needed = others.len().div_ceil(2);
+        let ask = |node| self.ask(node, Question::CompileModule(digest.0.to_vec()), COMPILE_PATIENCE);
+        let mut asking: FuturesUnordered<_> = others.into_iter().map(ask).collect();
+        let mut compiled = 0;
+        while compiled < needed
+            && let Some(told) = asking.next().await
+        {
+            match told {
+                Ok(_) => compiled += 1,
+                Err(why) => tracing::warn!(%digest, %why, "a node has not compiled a module"),
+            }
+        }
+    }
+
+    /// The other nodes that are to stay.
+    fn other_nodes(&self) -> Vec<NodeId> {
+        let catalog = self.inner.catalog.load();
+        let nodes = catalog.nodes.values().filter(|node| !node.leaving).map(|node| node.node());
+        nodes.filter(|node| *node != self.id()).collect()
     }
 
     /// Tries until the node has it.
@@ -113,13 +140,17 @@ impl Node {
     }
 
     /// Compiles a module that machines may soon run here, so that none of them waits for it.
-    pub(super) async fn compile_ahead(self, digest: Digest) {
+    pub(super) async fn compile_ahead(&self, digest: Digest) -> Result<(), Error> {
         let inner = self.inner.clone();
         match background::run("compilation", move || inner.shelf.compile_ahead(digest)).await {
-            Ok(Ok(())) => {}
-            // Whoever needs it is told.
-            Ok(Err(why)) => tracing::debug!(%digest, %why, "a module was not compiled ahead"),
-            Err(fault) => self.inner.stage.fail(fault),
+            Ok(compiled) => {
+                // Whoever needs it is told.
+                compiled.inspect_err(|why| tracing::debug!(%digest, %why, "a module was not compiled ahead"))
+            }
+            Err(fault) => {
+                self.inner.stage.fail(fault.clone());
+                Err(fault.into())
+            }
         }
     }
 
@@ -172,22 +203,27 @@ async fn fetch_rest(
     Ok(())
 }
 
-/// Fetches, in the background, the modules that machines of this node need and that are not here, and has the
-/// machines opened when they are. Those under way are in `fetching`.
-pub fn fetch_missing(inner: &Arc<Inner>, fetching: &mut HashMap<Digest, tokio::task::JoinHandle<()>>) {
-    fetching.retain(|_, task| !task.is_finished());
+/// Fetches and compiles, in the background, the modules that machines of this node need and that are not
+/// ready here, and has the machines opened when they are. Those under way are in `readying`.
+pub fn ready_modules(inner: &Arc<Inner>, readying: &mut HashMap<Digest, tokio::task::JoinHandle<()>>) {
+    readying.retain(|_, task| !task.is_finished());
+    if inner.stage.net.is_none() {
+        return;
+    }
     let catalog = inner.catalog.load_full();
     for machine in catalog.machines.values().filter(|machine| machine.replica_on(inner.id()).is_some()) {
         let Ok(digest) = machine.module() else { continue };
-        if inner.shelf.has(digest) || fetching.contains_key(&digest) {
+        if readying.contains_key(&digest) || inner.shelf.is_settled(digest) {
             continue;
         }
         let node = Node { inner: inner.clone() };
-        let fetch = async move {
+        let make_ready = async move {
             node.fetch_for_certain(digest).await;
+            // If it cannot be compiled, opening the machine tells.
+            let _ = node.compile_ahead(digest).await;
             node.inner.catalog_changes.send_modify(|count| *count += 1);
         };
-        let task = Node { inner: inner.clone() }.spawn(fetch);
-        fetching.insert(digest, task);
+        let task = Node { inner: inner.clone() }.spawn(make_ready);
+        readying.insert(digest, task);
     }
 }

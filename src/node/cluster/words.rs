@@ -19,7 +19,7 @@ use crate::storage::entry::Membership;
 #[derive(Clone, PartialEq, Message)]
 pub struct Ask {
     /// Which; none: a newer version asks.
-    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Question", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
     pub question: Option<Question>,
 }
 
@@ -74,6 +74,9 @@ pub enum Question {
     /// What is settled for the machine of this group when your replica has come to this index?
     #[prost(message, tag = "16")]
     Settings(At),
+    /// Tell when you have compiled a module that you took in: its digest.
+    #[prost(bytes = "vec", tag = "17")]
+    CompileModule(Vec<u8>),
 }
 
 /// See [`Question::Leases`].

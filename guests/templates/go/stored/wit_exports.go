@@ -6,12 +6,12 @@
 package main
 
 import (
-	witRuntime "machine-name/gen/wit/runtime"
-	witTypes "machine-name/gen/wit/types"
+	witRuntime "example.com/machine-name/gen/wit/runtime"
+	witTypes "example.com/machine-name/gen/wit/types"
 	"runtime"
 	"unsafe"
-	export_statehouse_machine_behavior "machine-name/machine"
-	"machine-name/gen/statehouse_machine_types"
+	export_statehouse_machine_behavior "example.com/machine-name/machine"
+	"example.com/machine-name/gen/statehouse_machine_types"
 )
 
 var staticPinner = runtime.Pinner{}

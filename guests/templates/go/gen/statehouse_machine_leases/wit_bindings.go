@@ -6,8 +6,8 @@
 package statehouse_machine_leases
 
 import (
-	witRuntime "machine-name/gen/wit/runtime"
-	witTypes "machine-name/gen/wit/types"
+	witRuntime "example.com/machine-name/gen/wit/runtime"
+	witTypes "example.com/machine-name/gen/wit/types"
 	"runtime"
 	"unsafe"
 )

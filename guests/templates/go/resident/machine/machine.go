@@ -13,12 +13,12 @@ import (
 	"fmt"
 	"strconv"
 
-	"machine-name/counter"
-	events "machine-name/gen/statehouse_machine_events"
-	leases "machine-name/gen/statehouse_machine_leases"
-	stream "machine-name/gen/statehouse_machine_snapshot_stream"
-	types "machine-name/gen/statehouse_machine_types"
-	witTypes "machine-name/gen/wit/types"
+	"example.com/machine-name/counter"
+	events "example.com/machine-name/gen/statehouse_machine_events"
+	leases "example.com/machine-name/gen/statehouse_machine_leases"
+	stream "example.com/machine-name/gen/statehouse_machine_snapshot_stream"
+	types "example.com/machine-name/gen/statehouse_machine_types"
+	witTypes "example.com/machine-name/gen/wit/types"
 )
 
 // Answer is what a client is told.

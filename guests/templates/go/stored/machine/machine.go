@@ -12,12 +12,12 @@ import (
 	"encoding/binary"
 	"strconv"
 
-	"machine-name/counter"
-	events "machine-name/gen/statehouse_machine_events"
-	leases "machine-name/gen/statehouse_machine_leases"
-	store "machine-name/gen/statehouse_machine_store"
-	types "machine-name/gen/statehouse_machine_types"
-	witTypes "machine-name/gen/wit/types"
+	"example.com/machine-name/counter"
+	events "example.com/machine-name/gen/statehouse_machine_events"
+	leases "example.com/machine-name/gen/statehouse_machine_leases"
+	store "example.com/machine-name/gen/statehouse_machine_store"
+	types "example.com/machine-name/gen/statehouse_machine_types"
+	witTypes "example.com/machine-name/gen/wit/types"
 )
 
 // Answer is what a client is told.

@@ -6,7 +6,7 @@
 package statehouse_machine_snapshot_stream
 
 import (
-	witRuntime "machine-name/gen/wit/runtime"
+	witRuntime "example.com/machine-name/gen/wit/runtime"
 	"runtime"
 	"unsafe"
 )
