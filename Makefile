@@ -29,7 +29,7 @@ test-clients: prepare ## compare with a real etcd, and run etcd's clients: etcdc
 .PHONY: test-guests
 test-guests: prepare ## build machines in Rust, Go, JavaScript, TypeScript, Python, C and Zig, and run them
 	tests/guests/install
-	cargo test --release --locked --test cli -- --include-ignored languages::
+	cargo test --release --locked --test cli -- --include-ignored languages:: gallery::the_counter stock::
 
 .PHONY: build
 build: prepare ## build the release binary

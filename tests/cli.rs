@@ -32,6 +32,8 @@ mod sessions;
 mod settings;
 #[path = "cli/soak.rs"]
 mod soak;
+#[path = "cli/stock.rs"]
+mod stock;
 #[path = "../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "the tests inside the crate use the rest of it")]
 mod text;

@@ -178,7 +178,12 @@ impl Shelf {
         if let Some(why) = self.failed.lock().get(&digest) {
             return Err(why.clone());
         }
-        self.try_compile(digest).inspect_err(|why| drop(self.failed.lock().insert(digest, why.clone())))
+        self.try_compile(digest).inspect_err(|why| {
+            // One that is not here yet has not failed.
+            if !matches!(why, Error::NotFound(_)) {
+                self.failed.lock().insert(digest, why.clone());
+            }
+        })
     }
 
     fn try_compile(&self, digest: Digest) -> Result<std::path::PathBuf, Error> {
@@ -196,5 +201,36 @@ fn unfit(error: LoadError) -> Error {
         LoadError::Rejected(why) => Error::Invalid(why),
         LoadError::Stale(why) => Error::Damaged(why),
         LoadError::Fault(fault) => Error::Fault(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wasm::EngineSettings;
+
+    fn shelf(directory: &std::path::Path) -> Shelf {
+        let files = Modules::open(directory, 1 << 20).unwrap();
+        let settings = EngineSettings { instances_max: 16, query_instances_max: 8, ..Default::default() };
+        Shelf::new(files, Engine::new(settings).unwrap(), Compiler::InProcess, 1 << 20)
+    }
+
+    #[test]
+    fn a_module_that_is_not_here_yet_has_not_failed_and_why_one_has_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let shelf = shelf(directory.path());
+        let sound = include_bytes!("../../guests/counter/counter.component.wasm");
+        let digest = Digest::of(sound);
+        assert!(matches!(shelf.compile_ahead(digest), Err(Error::NotFound(_))));
+        assert!(!shelf.is_settled(digest));
+        shelf.put(digest, sound).unwrap();
+        shelf.compile_ahead(digest).unwrap();
+        assert!(shelf.is_settled(digest));
+
+        let broken = Digest::of(b"no component");
+        shelf.put(broken, b"no component").unwrap();
+        let first = shelf.compile_ahead(broken).unwrap_err().to_string();
+        assert!(shelf.is_settled(broken) && !shelf.is_compiled(broken));
+        assert_eq!(shelf.load(broken, World::Stored).err().unwrap().to_string(), first);
     }
 }

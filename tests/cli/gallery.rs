@@ -22,7 +22,7 @@ fn scenario(guest: &str) -> String {
 }
 
 /// Three nodes, at least two of which run.
-struct Three {
+pub struct Three {
     root: tempfile::TempDir,
     ports: [Ports; 3],
     nodes: Vec<Option<Node>>,
@@ -241,7 +241,7 @@ fn follow(three: &mut Three, scenario: &str) {
 }
 
 /// The scenario in memory, then on three nodes.
-fn plays(guest: &str, component: &str, configuration: &str) -> Three {
+pub fn plays(guest: &str, component: &str, configuration: &str) -> Three {
     let scenario = scenario(guest);
     let mut command = program();
     command.args(["module", "run", component, "--argument", configuration]);
@@ -277,12 +277,49 @@ fn the_counter_in_rust_plays_its_scenario_on_three_nodes() {
     plays("counter", &component("counter"), "40");
 }
 
+fn the_counter_plays(language: &str, world: &str) {
+    let directory = directory();
+    plays("counter", &super::languages::built(directory.path(), language, world), "40");
+}
+
 #[test]
 fn the_counter_in_c_plays_the_same_scenario_on_three_nodes() {
-    for world in ["stored", "resident"] {
-        let directory = directory();
-        plays("counter", &super::languages::built(directory.path(), "c", world), "40");
-    }
+    the_counter_plays("c", "stored");
+    the_counter_plays("c", "resident");
+}
+
+#[test]
+#[ignore = "takes Zig: make test-guests"]
+fn the_counter_in_zig_plays_the_same_scenario_on_three_nodes() {
+    the_counter_plays("zig", "stored");
+    the_counter_plays("zig", "resident");
+}
+
+#[test]
+#[ignore = "takes Go: make test-guests"]
+fn the_counter_in_go_plays_the_same_scenario_on_three_nodes() {
+    the_counter_plays("go", "stored");
+    the_counter_plays("go", "resident");
+}
+
+// The components of the slower compilers differ by little else than the world: one of each, to save minutes.
+
+#[test]
+#[ignore = "takes componentize-js: make test-guests"]
+fn the_counter_in_javascript_plays_the_same_scenario_on_three_nodes() {
+    the_counter_plays("js", "stored");
+}
+
+#[test]
+#[ignore = "takes componentize-js and TypeScript: make test-guests"]
+fn the_counter_in_typescript_plays_the_same_scenario_on_three_nodes() {
+    the_counter_plays("ts", "resident");
+}
+
+#[test]
+#[ignore = "takes componentize-py: make test-guests"]
+fn the_counter_in_python_plays_the_same_scenario_on_three_nodes() {
+    the_counter_plays("python", "stored");
 }
 
 /// A worker whose answer was lost sends its completion again, to other nodes and past the leader's death: it

@@ -48,11 +48,18 @@ pub fn start(root: &Path, numbers: impl IntoIterator<Item = usize>, ports: &[Por
 /// Waits until a machine has a replica on each of three nodes.
 pub fn wait_for_replicas(node: &Node, machine: &str) {
     let begun = Instant::now();
-    let there =
-        || node.run(["machine", "show", machine, "--json"]).json()["replicas"].as_array().map(Vec::len);
-    while there() != Some(3) {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{machine} does not come to three replicas");
-        std::thread::sleep(Duration::from_millis(50));
+    // A replica whose module is still being compiled is in the list, but does not stand anywhere yet.
+    loop {
+        let verified = node.run(["machine", "verify", machine]);
+        if verified.code == 0 && verified.text().matches("in lockstep").count() == 3 {
+            return;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(180),
+            "{machine} does not come to three replicas: {}",
+            verified.text()
+        );
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 

@@ -51,13 +51,13 @@ fn tools() -> PathBuf {
 }
 
 /// `PATH` with these tools.
-fn path() -> std::ffi::OsString {
+pub fn path() -> std::ffi::OsString {
     let ours = ["py/bin", "js/node_modules/.bin"].map(|folder| tools().join(folder));
     let path = std::env::var_os("PATH").expect("a path");
     std::env::join_paths(ours.into_iter().chain(std::env::split_paths(&path))).expect("no colons in them")
 }
 
-fn new(parent: &Path, language: &str, world: &str) -> Done {
+pub fn new(parent: &Path, language: &str, world: &str) -> Done {
     let mut command = program();
     command.args(["module", "new", "tally", "--lang", language, "--world", world]).current_dir(parent);
     run_with(&mut command, b"")

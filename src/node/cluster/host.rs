@@ -162,7 +162,9 @@ impl Node {
                 Ok(Answer::Settings(self.settings_here(GroupId(group), Index(index)).await?))
             }
             Question::CompileModule(digest) => {
-                self.compile_ahead(digest_of(digest)?).await?;
+                let digest = digest_of(digest)?;
+                self.fetch_module(digest, &[from]).await?;
+                self.compile_ahead(digest).await?;
                 Ok(Answer::Done(()))
             }
             Question::Transfer(Transfer { group, to }) => {

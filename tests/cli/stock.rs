@@ -1,0 +1,60 @@
+//! Components as other people's tools make them, with all of WASI that these ask for and nothing of ours in
+//! between: they run as they are, and three replicas of them stay alike.
+
+use std::path::Path;
+use std::process::Command;
+
+use wasi_preview1_component_adapter_provider as adapter;
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+use super::gallery::plays;
+use super::languages::{new, path};
+use super::process::directory;
+
+/// Runs a tool in a project.
+fn run(project: &Path, tool: &str, arguments: &[&str], environment: &[(&str, &str)]) {
+    let mut command = Command::new(tool);
+    command.args(arguments).current_dir(project).env("PATH", path()).envs(environment.iter().copied());
+    let output = command.output().unwrap_or_else(|why| panic!("{tool}: {why}"));
+    assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The project of a new stored counter.
+fn project(parent: &Path, language: &str) -> std::path::PathBuf {
+    new(parent, language, "stored").ok();
+    parent.join("tally")
+}
+
+#[test]
+#[ignore = "takes Go: make test-guests"]
+fn what_go_and_the_published_adapter_make_plays_the_counters_scenario() {
+    let directory = directory();
+    let project = project(directory.path(), "go");
+    let target = [("GOOS", "wasip1"), ("GOARCH", "wasm")];
+    run(&project, "go", &["build", "-buildmode=c-shared", "-o", "core.wasm", "."], &target);
+    let mut core = std::fs::read(project.join("core.wasm")).unwrap();
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_path(project.join("wit")).unwrap();
+    let world = resolve.select_world(&[package], Some("stored")).unwrap();
+    embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8).unwrap();
+    // As `wasm-tools component new --realloc-via-memory-grow`: the adapter wants memory before Go has begun.
+    let encoder = ComponentEncoder::default().realloc_via_memory_grow(true).module(&core).unwrap();
+    let (name, bytes) =
+        (adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER);
+    let adapted = encoder.adapter(name, bytes).unwrap().encode().unwrap();
+    let component = directory.path().join("adapted.wasm");
+    std::fs::write(&component, adapted).unwrap();
+    plays("counter", &component.display().to_string(), "40");
+}
+
+#[test]
+#[ignore = "takes componentize-js: make test-guests"]
+fn what_componentize_js_makes_with_clocks_randomness_and_streams_plays_the_counters_scenario() {
+    let directory = directory();
+    let project = project(directory.path(), "js");
+    let arguments =
+        ["machine.js", "-w", "wit", "-n", "stored", "-d", "http", "fetch-event", "-o", "full.wasm"];
+    run(&project, "componentize-js", &arguments, &[]);
+    plays("counter", &project.join("full.wasm").display().to_string(), "40");
+}
