@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use crate::arena::Arena;
 use crate::host::{EventKind, Host, Input, Moment, Pair, Read, TooManyLeases, UnknownLease};
 use crate::refusal::Refusal;
 
@@ -9,6 +10,10 @@ wit_bindgen::generate!({ world: "stored", path: "../../wit" });
 
 use exports::statehouse::machine::behavior::Guest;
 use statehouse::machine::{events, leases, store, types};
+
+/// Enough for a batch of some hundred puts of 256 bytes.
+#[global_allocator]
+static MEMORY: Arena<{ 256 << 10 }> = Arena::new();
 
 /// The imports.
 struct Imports;

@@ -75,8 +75,10 @@
 //! - [`messages`]: etcd's messages; [`Kind`], [`Call`]: their envelope; [`Refusal`]: its errors
 //! - [`Read`], [`Host`], [`Input`]: what the machine asks of its host; [`memory`]: one for tests
 //! - `rows`: the stored layout; `wire`: rows as protobuf; `read`, `write`, `txn`: what requests do;
-//!   `upkeep`: what is done by and by; `component`: the bindings, in WebAssembly only
+//!   `upkeep`: what is done by and by; `component`: the bindings and `arena` the memory, in WebAssembly only
 
+#[cfg(any(test, target_arch = "wasm32"))]
+mod arena;
 mod command;
 #[cfg(target_arch = "wasm32")]
 mod component;
