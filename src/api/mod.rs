@@ -9,11 +9,13 @@
 //! - `commands`, `leases`, `sessions`, `modules`, `machines`, `nodes`, `watches`: the services of
 //!   `proto/statehouse/v1`, a file each
 //! - `in_flight`: many requests under way on one stream; `watch_set`: many watches
+//! - `gathering`: connections that write what many streams have at once
 //! - `http`: metrics and health
 //! - `etcd`: etcd's API, on a socket of its own
 
 mod commands;
 mod etcd;
+mod gathering;
 mod http;
 mod in_flight;
 mod leases;
@@ -26,11 +28,13 @@ mod watch_set;
 mod watches;
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{Stream, StreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -39,6 +43,7 @@ use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use self::gathering::Gathering;
 use crate::config::{Limits, Listen};
 use crate::error::Error;
 use crate::id::{Digest, NotADigest};
@@ -187,7 +192,7 @@ impl Server {
         let uploads = Semaphore::new(UPLOADS_MAX);
         let serving = Arc::new(Serving { node, limits, uploads, stop: stopping });
         let router = router(&serving)?;
-        let incoming = TcpIncoming::from(self.client).with_nodelay(Some(true));
+        let incoming = connections(self.client);
         let stopping = serving.stopping();
         let mut tasks = vec![tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopping).await {
@@ -205,7 +210,7 @@ impl Server {
         }
         if let Some((listener, machine)) = self.etcd {
             let services = etcd::services(&serving, &machine);
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let incoming = connections(listener);
             let stopping = serving.stopping();
             tasks.push(tokio::spawn(async move {
                 let server = server().accept_http1(true);
@@ -217,6 +222,12 @@ impl Server {
         }
         Ok(Running { stop, tasks, stop_wait: Duration::from_millis(limits.stop_wait_ms) })
     }
+}
+
+/// The connections of clients, as they come.
+fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<Gathering>> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    incoming.map(|stream| stream.map(Gathering::new))
 }
 
 /// A server at work. Dropping it leaves the server at work; [`stop`](Running::stop) ends it.
