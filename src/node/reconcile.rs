@@ -114,7 +114,7 @@ fn open(inner: &Arc<Inner>, record: &MachineRecord) -> Result<Machine, Fault> {
     let world = world_of(inner, module);
     let open = match record.replica_on(inner.id()) {
         None => Err(Closed::Elsewhere),
-        // Other machines need not wait for a compilation, nor does this one's group: others lead it meanwhile.
+        // Other machines need not wait for a compilation, nor this one's group: others lead it meanwhile.
         Some(_) if !inner.shelf.is_settled(module) && inner.stage.net.is_some() => Err(Closed::Waiting),
         Some(replica) => {
             open_parts(inner, record, replica, module, world).map(Arc::new).map_err(Closed::Broken)

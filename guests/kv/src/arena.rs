@@ -49,6 +49,7 @@ impl<const BYTES: usize> Arena<BYTES> {
 // only over what is freed or shrunk; all else is the standard allocator's.
 unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
     #[inline(never)]
+    // SAFETY: what is handed out is of the layout, from one allocator or the other.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match self.take(layout) {
             // SAFETY: the offset is within the arena.
@@ -59,6 +60,7 @@ unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
     }
 
     #[inline(never)]
+    // SAFETY: it goes back to the allocator that it is of.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         match self.offset(pointer) {
             Some(offset) if offset + layout.size() == self.taken.get() => self.taken.set(offset),
@@ -69,6 +71,7 @@ unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
     }
 
     #[inline(never)]
+    // SAFETY: it stays with the allocator that it is of, or is copied.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let Some(offset) = self.offset(pointer) else {
             // SAFETY: it is the standard allocator's, and the caller's promises are the same.
@@ -142,6 +145,7 @@ mod tests {
                         let layout = layout(size, 1 << align);
                         // SAFETY: the size is not 0, and the new bytes are there to be written.
                         let pointer = unsafe { arena.alloc(layout) };
+                        // SAFETY: as many were taken.
                         unsafe { pointer.write_bytes(fill, size) };
                         held.push(Held(pointer, layout, fill));
                     }
@@ -156,6 +160,7 @@ mod tests {
                         // SAFETY: it was held, of this layout, and the new bytes are there to be written.
                         let moved = unsafe { arena.realloc(pointer, before, size) };
                         Held(moved, layout(size.min(before.size()), before.align()), fill).check();
+                        // SAFETY: as many were taken.
                         unsafe { moved.write_bytes(fill, size) };
                         held[at] = Held(moved, layout(size, before.align()), fill);
                     }

@@ -124,13 +124,7 @@ impl Node {
                 let consistency = query.consistency();
                 Ok(self.query_here(&query.machine, query.request, consistency).await?.into())
             }
-            Question::TakeModule(digest) => {
-                let digest = digest_of(digest)?;
-                self.fetch_module(digest, &[from]).await?;
-                let node = self.clone();
-                drop(self.spawn(async move { drop(node.compile_ahead(digest).await) }));
-                Ok(Answer::Done(()))
-            }
+            Question::TakeModule(digest) => self.take_module(from, digest_of(digest)?).await,
             Question::TakeSnapshot(offer) => {
                 self.take_snapshot(from, offer).await?;
                 Ok(Answer::Done(()))
@@ -161,17 +155,27 @@ impl Node {
             Question::Settings(At { group, index }) => {
                 Ok(Answer::Settings(self.settings_here(GroupId(group), Index(index)).await?))
             }
-            Question::CompileModule(digest) => {
-                let digest = digest_of(digest)?;
-                self.fetch_module(digest, &[from]).await?;
-                self.compile_ahead(digest).await?;
-                Ok(Answer::Done(()))
-            }
+            Question::CompileModule(digest) => self.compile_module(from, digest_of(digest)?).await,
             Question::Transfer(Transfer { group, to }) => {
                 self.transfer_here(GroupId(group), ReplicaId(to)).await?;
                 Ok(Answer::Done(()))
             }
         }
+    }
+
+    /// Sees to it that a module of another node is here, and soon compiled.
+    async fn take_module(&self, from: NodeId, digest: Digest) -> Result<Answer, Error> {
+        self.fetch_module(digest, &[from]).await?;
+        let node = self.clone();
+        drop(self.spawn(async move { drop(node.compile_ahead(digest).await) }));
+        Ok(Answer::Done(()))
+    }
+
+    /// The same, and waits until it is.
+    async fn compile_module(&self, from: NodeId, digest: Digest) -> Result<Answer, Error> {
+        self.fetch_module(digest, &[from]).await?;
+        self.compile_ahead(digest).await?;
+        Ok(Answer::Done(()))
     }
 }
 
