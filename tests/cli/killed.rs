@@ -1,34 +1,40 @@
 //! Three nodes as three processes: one is killed, then all of them.
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use super::process::{Node, program};
 
-/// Ports that nothing listens on. A node comes back to its own after it was killed.
+/// Addresses that nothing listens on. A node comes back to its own after it was killed.
 pub struct Ports {
-    client: u16,
-    peer: u16,
+    client: SocketAddr,
+    peer: SocketAddr,
 }
 
+/// Ports that the system chooses, and that stay free until the node takes them: they are on a loopback address
+/// that nobody else uses, where there are more than one.
 pub fn ports() -> Ports {
-    let free = || TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let (client, peer) = (free(), free());
-    let port = |listener: TcpListener| listener.local_addr().expect("it is bound").port();
-    Ports { client: port(client), peer: port(peer) }
+    static TAKEN: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let own = Ipv4Addr::new(127, high | 128, low, TAKEN.fetch_add(1, Ordering::Relaxed));
+    let free = || TcpListener::bind((own, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let (client, peer) = (free().expect("a free port"), free().expect("a free port"));
+    let address = |listener: TcpListener| listener.local_addr().expect("it is bound");
+    Ports { client: address(client), peer: address(peer) }
 }
 
 pub fn serve(root: &Path, number: usize, ports: &[Ports]) -> Command {
     let mut command = program();
     command.args(["serve", "--json", "--name", &format!("n{number}"), "--data-dir"]);
     command.arg(root.join(format!("n{number}")));
-    command.args(["--client", &format!("127.0.0.1:{}", ports[number].client)]);
-    command.args(["--peer", &format!("127.0.0.1:{}", ports[number].peer)]);
+    command.args(["--client", &ports[number].client.to_string()]);
+    command.args(["--peer", &ports[number].peer.to_string()]);
     match number {
         0 => command.arg("--bootstrap"),
-        _ => command.args(["--join", &format!("127.0.0.1:{}", ports[0].client)]),
+        _ => command.args(["--join", &ports[0].client.to_string()]),
     };
     command
 }
