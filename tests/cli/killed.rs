@@ -14,8 +14,8 @@ pub struct Ports {
     peer: SocketAddr,
 }
 
-/// Ports that the system chooses, and that stay free until the node takes them: they are on a loopback address
-/// that nobody else uses, where there are more than one.
+/// Ports that the system chooses, and that stay free until the node takes them: they are on a loopback
+/// address that nobody else uses, where there is more than one.
 pub fn ports() -> Ports {
     static TAKEN: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();
