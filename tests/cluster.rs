@@ -28,7 +28,7 @@ mod watched;
 use std::time::Duration;
 
 use bytes::Bytes;
-use harness::{Cluster, get, put};
+use harness::{Cluster, get, put, serves};
 use statehouse::id::Index;
 use statehouse::node::request::{Consistency, NodeReport};
 
@@ -58,7 +58,7 @@ async fn a_machine_grows_to_three_replicas_as_nodes_join() {
     }
     cluster.join().await;
     cluster.join().await;
-    cluster.wait("kv has three replicas", |node| node.machine("kv").is_ok_and(|m| m.replica.is_some())).await;
+    cluster.wait("kv has three replicas", |node| serves(node, "kv")).await;
     cluster.assert_lockstep("kv").await;
     let local = Consistency::Local { min_index: Index(0) };
     assert_eq!(get(cluster.node(2), "kv", "k99", local).await.as_deref(), Some("v"));
@@ -156,7 +156,7 @@ async fn a_removed_node_is_told_so_and_its_replicas_move() {
     let told = tokio::time::timeout(Duration::from_secs(30), cluster.node(leaving).failed()).await;
     assert!(told.expect("it is told").to_string().contains("removed"), "it says why it stops");
     cluster.stop(leaving).await;
-    let here = |node: &statehouse::Node| node.machine("kv").is_ok_and(|m| m.replica.is_some());
+    let here = |node: &statehouse::Node| serves(node, "kv");
     cluster.wait("the others have the replicas", here).await;
     assert_eq!(cluster.node(stays).members().len(), 3);
     cluster.assert_lockstep("kv").await;

@@ -40,7 +40,7 @@ pub struct Gathering<S = TcpStream> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Protocol {
-    /// The client has not said enough.
+    /// The client has said nothing.
     Unknown,
     Http2,
     Other,

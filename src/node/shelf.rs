@@ -72,6 +72,11 @@ impl Shelf {
         self.failed.lock().contains_key(&digest) || self.is_compiled(digest)
     }
 
+    /// Forgets that a module could not be compiled: it is pushed again.
+    pub fn try_again(&self, digest: Digest) {
+        self.failed.lock().remove(&digest);
+    }
+
     /// Whether the module's bytes are here.
     pub fn has(&self, digest: Digest) -> bool {
         self.files.contains(digest)
@@ -108,7 +113,7 @@ impl Shelf {
         let mut upload = self.files.upload()?;
         upload.write(&inspected.component)?;
         upload.finish(Some(digest))?;
-        self.failed.lock().remove(&digest);
+        self.try_again(digest);
         // A module that cannot even be instantiated could never run an input.
         let tried = self.load(digest, world).and_then(|module| module.try_instance().map_err(unfit));
         if let Err(why) = tried {
@@ -232,5 +237,7 @@ mod tests {
         let first = shelf.compile_ahead(broken).unwrap_err().to_string();
         assert!(shelf.is_settled(broken) && !shelf.is_compiled(broken));
         assert_eq!(shelf.load(broken, World::Stored).err().unwrap().to_string(), first);
+        shelf.try_again(broken);
+        assert!(!shelf.is_settled(broken));
     }
 }

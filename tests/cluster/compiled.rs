@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use statehouse::id::Digest;
-use statehouse::node::Node;
 use statehouse::node::config::{CompileIn, NodeConfig};
 use statehouse::node::request::{Consistency, Push};
 use tempfile::TempDir;
 
-use super::harness::{Cluster, get, put};
+use super::harness::{Cluster, get, put, serves};
 
 const COUNTER: &[u8] = include_bytes!("../../guests/counter/counter.component.wasm");
 
@@ -34,11 +33,6 @@ fn slow_ones(config: &mut NodeConfig) {
         "n3" => config.compile_in = slowed("n3", 12),
         _ => {}
     }
-}
-
-fn serves(node: &Node, machine: &str) -> bool {
-    let replica = node.machine(machine).ok().and_then(|machine| machine.replica);
-    replica.is_some_and(|replica| replica.halted.is_none())
 }
 
 #[tokio::test(flavor = "multi_thread")]

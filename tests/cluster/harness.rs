@@ -201,6 +201,12 @@ impl Cluster {
     }
 }
 
+/// Whether a node has a replica of the machine that can serve: one that waits for its module cannot.
+pub fn serves(node: &Node, machine: &str) -> bool {
+    let replica = node.machine(machine).ok().and_then(|machine| machine.replica);
+    replica.is_some_and(|replica| replica.halted.is_none())
+}
+
 pub fn put(key: &str, value: &str) -> Bytes {
     PutRequest { key: key.into(), value: value.into(), ..Default::default() }.to_envelope().into()
 }

@@ -9,7 +9,7 @@ use statehouse::machine::outcome::{HostCode, Outcome};
 use statehouse::node::Node;
 use statehouse::node::request::{Consistency, Push};
 
-use super::harness::Cluster;
+use super::harness::{Cluster, serves};
 use super::upgraded::text;
 
 const WORLD: &str = include_str!("../../src/wasm/testing/wasi.wit");
@@ -91,35 +91,38 @@ const CLOCKS: &[Shim] = &[
     },
 ];
 
+/// Two numbers by chance, of which one is made of bytes that are asked for.
+const DRAW_TWICE: &str = "(i64.store (i32.const 128) (call $number))
+    (call $bytes (i64.const 8) (i32.const 256))
+    (i64.store (i32.const 136) (i64.load (i32.load (i32.const 256))))";
+
+/// A shim that tells two numbers by chance.
+const fn chance(name: &'static str, items: &'static str, act: &'static str) -> Shim {
+    let expected = Expected::Chance(|_, told| number(told, 0) != number(told, 8));
+    Shim { name, items, act, bytes: 16, expected }
+}
+
 const CHANCE: &[Shim] = &[
-    Shim {
-        name: "random",
-        items: r#"
+    chance(
+        "random",
+        r#"
         (import "wasi:random/random@0.2.6" "get-random-u64" (func $number (result i64)))
         (import "wasi:random/random@0.2.6" "get-random-bytes" (func $bytes (param i64 i32)))"#,
-        act: "(i64.store (i32.const 128) (call $number)) (call $bytes (i64.const 8) (i32.const 256))
-            (i64.store (i32.const 136) (i64.load (i32.load (i32.const 256))))",
-        bytes: 16,
-        expected: Expected::Chance(|_, told| number(told, 0) != number(told, 8)),
-    },
-    Shim {
-        name: "insecure-random",
-        items: r#"
+        DRAW_TWICE,
+    ),
+    chance(
+        "insecure-random",
+        r#"
         (import "wasi:random/insecure@0.2.6" "get-insecure-random-u64" (func $number (result i64)))
         (import "wasi:random/insecure@0.2.6" "get-insecure-random-bytes" (func $bytes (param i64 i32)))"#,
-        act: "(i64.store (i32.const 128) (call $number)) (call $bytes (i64.const 8) (i32.const 256))
-            (i64.store (i32.const 136) (i64.load (i32.load (i32.const 256))))",
-        bytes: 16,
-        expected: Expected::Chance(|_, told| number(told, 0) != number(told, 8)),
-    },
-    Shim {
-        name: "insecure-seed",
-        items: r#"
+        DRAW_TWICE,
+    ),
+    chance(
+        "insecure-seed",
+        r#"
         (import "wasi:random/insecure-seed@0.2.6" "insecure-seed" (func $seed (param i32)))"#,
-        act: "(call $seed (i32.const 128))",
-        bytes: 16,
-        expected: Expected::Chance(|_, told| number(told, 0) != number(told, 8)),
-    },
+        "(call $seed (i32.const 128))",
+    ),
 ];
 
 const SURROUNDINGS: &[Shim] = &[
@@ -308,8 +311,8 @@ async fn every_shim_tells_all_replicas_the_same() {
     for shim in shims() {
         create(cluster.node(0), shim).await;
     }
-    let here = |node: &Node| shims().all(|shim| node.machine(shim.name).is_ok_and(|m| m.replica.is_some()));
-    cluster.wait("all nodes have all machines", here).await;
+    let all_serve = |node: &Node| shims().all(|shim| serves(node, shim.name));
+    cluster.wait("all nodes serve all machines", all_serve).await;
     for (shim, seen) in shims().zip(&mut seen) {
         for _ in 0..COMMANDS {
             use_shim(&cluster, shim, seen).await;

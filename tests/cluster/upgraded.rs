@@ -6,7 +6,7 @@ use statehouse::id::{Digest, Index};
 use statehouse::node::Node;
 use statehouse::node::request::{Consistency, Push};
 
-use super::harness::Cluster;
+use super::harness::{Cluster, serves};
 
 #[path = "../../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "other tests use the rest of it")]
@@ -112,7 +112,7 @@ async fn a_stored_machine_is_upgraded_on_all_replicas_also_on_one_that_comes_lat
 
     // It goes through the whole log, which begins with a module that it has to get for that.
     cluster.join().await;
-    cluster.wait("all have a replica", |node| node.machine("m").is_ok_and(|m| m.replica.is_some())).await;
+    cluster.wait("all have a replica", |node| serves(node, "m")).await;
     assert_all_answer(&cluster, "B").await;
     assert_eq!(ask(cluster.node(3), Consistency::Local { min_index: Index(0) }).await, "B");
     cluster.shutdown().await;

@@ -11,7 +11,7 @@ use statehouse::node::request::{KeySpan, WatchEvents, WatchSpec, Watched};
 use statehouse::node::watches::Watch;
 use tokio::sync::RwLock;
 
-use super::harness::{Cluster, put};
+use super::harness::{Cluster, put, serves};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -103,7 +103,7 @@ async fn follow(
 async fn watchers_move_from_node_to_node_while_nodes_stop_and_miss_nothing() {
     let mut cluster = Cluster::of(3).await;
     cluster.create_kv("kv", 3).await;
-    cluster.wait("kv is everywhere", |node| node.machine("kv").is_ok_and(|m| m.replica.is_some())).await;
+    cluster.wait("kv is everywhere", |node| serves(node, "kv")).await;
     let nodes: Vec<Option<Node>> = (0..3).map(|number| Some(cluster.node(number).clone())).collect();
     let nodes = Arc::new(RwLock::new(nodes));
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));

@@ -162,21 +162,6 @@ impl Node {
             }
         }
     }
-
-    /// Sees to it that a module of another node is here, and soon compiled.
-    async fn take_module(&self, from: NodeId, digest: Digest) -> Result<Answer, Error> {
-        self.fetch_module(digest, &[from]).await?;
-        let node = self.clone();
-        drop(self.spawn(async move { drop(node.compile_ahead(digest).await) }));
-        Ok(Answer::Done(()))
-    }
-
-    /// The same, and waits until it is.
-    async fn compile_module(&self, from: NodeId, digest: Digest) -> Result<Answer, Error> {
-        self.fetch_module(digest, &[from]).await?;
-        self.compile_ahead(digest).await?;
-        Ok(Answer::Done(()))
-    }
 }
 
 fn digest_of(bytes: Vec<u8>) -> Result<Digest, Error> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use super::words::Question;
+use super::words::{Answer, Question};
 use crate::error::{Error, Fault};
 use crate::id::{Digest, GroupId, NodeId};
 use crate::net::{BulkName, FetchError, Net};
@@ -101,6 +101,22 @@ impl Node {
         }
     }
 
+    /// Takes in a module that was pushed to another node, and begins to compile it.
+    pub(super) async fn take_module(&self, from: NodeId, digest: Digest) -> Result<Answer, Error> {
+        self.fetch_module(digest, &[from]).await?;
+        self.inner.shelf.try_again(digest);
+        let node = self.clone();
+        drop(self.spawn(async move { drop(node.compile_ahead(digest).await) }));
+        Ok(Answer::Done(()))
+    }
+
+    /// Has a module of another node compiled when it answers.
+    pub(super) async fn compile_module(&self, from: NodeId, digest: Digest) -> Result<Answer, Error> {
+        self.fetch_module(digest, &[from]).await?;
+        self.compile_ahead(digest).await?;
+        Ok(Answer::Done(()))
+    }
+
     /// Sees to it that a module's bytes are here: from the first of `nodes` that has them.
     pub(in crate::node) async fn fetch_module(&self, digest: Digest, nodes: &[NodeId]) -> Result<(), Error> {
         if self.inner.shelf.has(digest) {
@@ -140,7 +156,7 @@ impl Node {
     }
 
     /// Compiles a module that machines may soon run here, so that none of them waits for it.
-    pub(super) async fn compile_ahead(&self, digest: Digest) -> Result<(), Error> {
+    async fn compile_ahead(&self, digest: Digest) -> Result<(), Error> {
         let inner = self.inner.clone();
         match background::run("compilation", move || inner.shelf.compile_ahead(digest)).await {
             Ok(compiled) => {
