@@ -50,6 +50,7 @@ pub fn given(import: &str) -> Option<&'static str> {
         "random" => "asks for random bytes: gets a stream made of the machine, the index and the offset",
         "filesystem" => "asks for files: finds no directory",
         "io" => "a part of the others",
+        "sockets" => "its libraries know the network: to use it is a trap",
         _ => match interface {
             "cli/environment" => "asks for its environment: finds no variable and no argument",
             "cli/exit" => "ends its process: that is a trap",
@@ -113,6 +114,7 @@ mod tests {
         for interface in crate::wasm::wasi::ALLOWED {
             assert!(given(&format!("{interface}@0.2.6")).is_some(), "{interface}");
         }
+        assert!(given("wasi:sockets/tcp@0.2.6").unwrap().contains("network"));
         assert_eq!(given("statehouse:machine/store@0.1.0"), None);
         assert!(given("wasi:clocks/wall-clock@0.2.6").unwrap().contains("the log's"));
     }

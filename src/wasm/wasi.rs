@@ -3,7 +3,7 @@
 //! Clocks are the log's clock and stand still during a call. Random bytes are a stream made from the
 //! machine's seed and the input's place in the log. Standard output and error are log lines. There are no
 //! arguments, no environment, no files, and nothing to wait for: every other function of an allowed interface
-//! traps when it is called.
+//! traps when it is called. So does all of the network, where a component may ask for it at all.
 //!
 //! While an instance is made, time is zero and randomness a constant, because it is made before its batch is
 //! known.
@@ -41,6 +41,9 @@ pub const ALLOWED: &[&str] = &[
     "wasi:random/random",
 ];
 
+/// The network, which a component may import if it could not help it, and of which every call traps.
+const SOCKETS: &str = "wasi:sockets/";
+
 /// Raised with every change of what a guest is told or charged: part of the engine's fingerprint.
 pub const EDITION: u32 = 2;
 
@@ -52,6 +55,11 @@ const STREAM_BYTES_MAX: u64 = 64 << 10;
 /// Whether a component may import `name`, such as `wasi:io/streams@0.2.3`.
 pub fn is_allowed(name: &str) -> bool {
     interface_of(name).is_some_and(|interface| ALLOWED.contains(&interface))
+}
+
+/// Whether `name` is the network, such as `wasi:sockets/tcp@0.2.3`.
+pub fn is_network(name: &str) -> bool {
+    interface_of(name).is_some_and(|interface| interface.starts_with(SOCKETS))
 }
 
 /// The interface of `name` if its version is one of WASI 0.2's.
@@ -197,7 +205,7 @@ struct Datetime {
 
 /// Links `interface` (a full name with its version) as far as it does anything.
 pub fn link(linker: &mut Linker<Data>, name: &str) -> Result<()> {
-    let Some(interface) = interface_of(name).filter(|interface| ALLOWED.contains(interface)) else {
+    let Some(interface) = interface_of(name).filter(|_| is_allowed(name) || is_network(name)) else {
         bail!("the import {name} is not allowed")
     };
     let mut instance = linker.instance(name)?;
@@ -257,6 +265,12 @@ fn link_used_resources(instance: &mut LinkerInstance<Data>, interface: &str) -> 
             resource::<IoError>(instance, "error")?;
             resource::<Pollable>(instance, "pollable")
         }
+        "wasi:sockets/tcp" => {
+            resource::<InputStream>(instance, "input-stream")?;
+            resource::<OutputStream>(instance, "output-stream")?;
+            resource::<Pollable>(instance, "pollable")
+        }
+        "wasi:sockets/udp" | "wasi:sockets/ip-name-lookup" => resource::<Pollable>(instance, "pollable"),
         _ => Ok(()),
     }
 }
@@ -425,5 +439,7 @@ mod tests {
         {
             assert!(!is_allowed(name), "{name}");
         }
+        assert!(is_network("wasi:sockets/tcp@0.2.0"));
+        assert!(!is_network("wasi:sockets/tcp@0.3.0") && !is_network("wasi:http/types@0.2.0"));
     }
 }

@@ -58,3 +58,25 @@ fn what_componentize_js_makes_with_clocks_randomness_and_streams_plays_the_count
     run(&project, "componentize-js", &arguments, &[]);
     plays("counter", &project.join("full.wasm").display().to_string(), "40");
 }
+
+/// What Python's machine does besides with each input: the clock that it reads is the log's, and what it
+/// draws is the same on all replicas, or their hashes would differ at the scenario's end.
+const CLOCK_AND_CHANCE: &str = "
+        assert time.time_ns() // 1_000_000 == context.time
+        store.set(b\"drawn\", os.urandom(8))
+        match input:";
+
+#[test]
+#[ignore = "takes componentize-py: make test-guests"]
+fn what_componentize_py_makes_with_all_of_wasi_plays_the_counters_scenario() {
+    let directory = directory();
+    let project = project(directory.path(), "python");
+    let machine = project.join("machine.py");
+    let source = std::fs::read_to_string(&machine).unwrap();
+    let changed = source.replacen("\n        match input:", CLOCK_AND_CHANCE, 1);
+    assert_ne!(source, changed, "the template has changed");
+    std::fs::write(&machine, format!("import os, time\n{changed}")).unwrap();
+    let arguments = ["-d", "wit", "-w", "stored", "componentize", "machine", "-o", "full.wasm"];
+    run(&project, "componentize-py", &arguments, &[]);
+    plays("counter", &project.join("full.wasm").display().to_string(), "40");
+}

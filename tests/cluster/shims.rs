@@ -172,6 +172,18 @@ const SURROUNDINGS: &[Shim] = &[
         bytes: 0,
         expected: Expected::Trap,
     },
+    // What shared libraries bring, asked for or not.
+    Shim {
+        name: "network",
+        items: r#"
+        (import "wasi:sockets/instance-network@0.2.6" "instance-network" (func (result i32)))
+        (import "wasi:sockets/tcp-create-socket@0.2.6" "create-tcp-socket" (func $open (param i32 i32)))
+        (import "wasi:sockets/tcp@0.2.6" "[method]tcp-socket.subscribe" (func (param i32) (result i32)))
+        (@custom "dylink.0" "")"#,
+        act: "(call $open (i32.const 0) (i32.const 128))",
+        bytes: 0,
+        expected: Expected::Trap,
+    },
 ];
 
 const STREAMS: &[Shim] = &[

@@ -121,6 +121,17 @@ fn imports_that_machines_may_not_have_are_named() {
 }
 
 #[test]
+fn shared_libraries_may_bring_the_network_but_nothing_else_of_it() {
+    let library = "(core module (@custom \"dylink.0\" \"\"))";
+    let refused_with =
+        |import: &str| refused_text(&format!("(component {library} (import \"{import}\" (instance)))"));
+    assert!(matches!(refused_with("wasi:sockets/tcp@0.2.0"), Rejected::MissingExport { .. }));
+    for name in ["wasi:sockets/tcp@0.3.0", "wasi:http/types@0.2.3"] {
+        assert!(matches!(refused_with(name), Rejected::Import { .. }), "{name}");
+    }
+}
+
+#[test]
 fn a_component_of_both_worlds_is_refused() {
     let text = "(component
         (import \"statehouse:machine/snapshot-stream@0.1.0\" (instance))

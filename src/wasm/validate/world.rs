@@ -31,11 +31,12 @@ pub fn compare(component: &[u8]) -> Result<Fit, Rejected> {
     let contract = validator.validate_all(&contract()?).map_err(|e| broken(&e))?;
     validator.reset();
     let types = validator.validate_all(component).map_err(|e| Rejected::Invalid(e.to_string()))?;
-    let (imports, exports) = names_of(component)?;
+    let Names { imports, exports, shared_libraries } = names_of(component)?;
 
     let resident = |name: &String| name.starts_with("statehouse:machine/snapshot");
     let world = if imports.iter().chain(&exports).any(resident) { World::Resident } else { World::Stored };
-    let expected = Expected { world, types: contract.as_ref(), ty: world_type(&contract, world)? };
+    let (ty, expects) = (world_type(&contract, world)?, contract.as_ref());
+    let expected = Expected { world, types: expects, ty, shared_libraries };
     for name in &imports {
         expected.check_import(name, types.as_ref())?;
     }
@@ -70,28 +71,40 @@ fn world_type(contract: &Types, world: World) -> Result<&ComponentType, Rejected
     Ok(&contract[inner])
 }
 
-/// The names of the component's own imports and exports, not those of what is nested in it.
-fn names_of(component: &[u8]) -> Result<(Vec<String>, Vec<String>), Rejected> {
+/// What a component says of itself.
+#[derive(Default)]
+struct Names {
+    /// Its own imports, not those of what is nested in it.
+    imports: Vec<String>,
+    /// Its own exports.
+    exports: Vec<String>,
+    /// Whether core modules in it are shared libraries, linked with each other when it is instantiated.
+    shared_libraries: bool,
+}
+
+fn names_of(component: &[u8]) -> Result<Names, Rejected> {
     let invalid = |e: wasmparser::BinaryReaderError| Rejected::Invalid(e.to_string());
-    let (mut imports, mut exports, mut depth) = (Vec::new(), Vec::new(), 0u32);
+    let (mut names, mut depth) = (Names::default(), 0u32);
     for payload in Parser::new(0).parse_all(component) {
         match payload.map_err(invalid)? {
             Payload::ComponentSection { .. } | Payload::ModuleSection { .. } => depth += 1,
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::ComponentImportSection(section) if depth == 0 => {
                 for import in section {
-                    imports.push(import.map_err(invalid)?.name.name.to_owned());
+                    names.imports.push(import.map_err(invalid)?.name.name.to_owned());
                 }
             }
             Payload::ComponentExportSection(section) if depth == 0 => {
                 for export in section {
-                    exports.push(export.map_err(invalid)?.name.name.to_owned());
+                    names.exports.push(export.map_err(invalid)?.name.name.to_owned());
                 }
             }
+            // The convention of LLVM's linker: https://github.com/WebAssembly/tool-conventions, DynamicLinking.md.
+            Payload::CustomSection(section) if section.name() == "dylink.0" => names.shared_libraries = true,
             _ => {}
         }
     }
-    Ok((imports, exports))
+    Ok(names)
 }
 
 /// A world of the contract.
@@ -99,12 +112,15 @@ struct Expected<'a> {
     world: World,
     types: TypesRef<'a>,
     ty: &'a ComponentType,
+    /// Whether the component is made of shared libraries. Each is there as a whole, libc with its network, so
+    /// that the imports do not tell what the program uses: CPython's always ask for it.
+    shared_libraries: bool,
 }
 
 impl Expected<'_> {
     /// The import must be one that the host gives, with a type that the host's fits.
     fn check_import(&self, name: &str, types: TypesRef) -> Result<(), Rejected> {
-        if wasi::is_allowed(name) {
+        if wasi::is_allowed(name) || (self.shared_libraries && wasi::is_network(name)) {
             // Types of WASI are compared when the module is linked: only functions that do something have
             // one.
             return Ok(());
@@ -141,7 +157,7 @@ impl Expected<'_> {
         let world = self.world.name();
         if name.starts_with("wasi:sockets/") || name.starts_with("wasi:http/") {
             return "a machine reaches nothing but its own state, or replicas would differ; build the guest \
-                    without networking (componentize-js: -d http fetch-event; componentize-py: --stub-wasi)"
+                    without networking (componentize-js: -d http fetch-event)"
                 .into();
         }
         if name.starts_with("wasi:") {
