@@ -9,10 +9,15 @@
 //! within from the last one by the write before it: that of a data frame has two parts, the library's buffer
 //! and the frame's payload, and all else has one; and a flush with nothing written since the one before is
 //! the last. That is how HTTP/2 is written; other protocols pass through as they are.
+//!
+//! The tasks of a connection's streams wake it one after the other, and it would take a turn, and a write, for
+//! each of a hundred that got an event at the same time. So when one write follows another at once, it first
+//! lets those go ahead that are ready too.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -27,6 +32,9 @@ const SMALL_BYTES: usize = 4 << 10;
 /// When so much is kept it leaves.
 const KEPT_BYTES_MAX: usize = 64 << 10;
 
+/// A write so soon after another is one of many.
+const BURST: Duration = Duration::from_micros(50);
+
 /// A connection that gathers small writes.
 pub struct Gathering<S = TcpStream> {
     stream: S,
@@ -36,6 +44,9 @@ pub struct Gathering<S = TcpStream> {
     written: usize,
     /// Whether the last write was a part of what is to come: its flush is not the last.
     is_within: bool,
+    /// When it last had something to write, and whether it has let others go ahead since.
+    turn: Option<Instant>,
+    has_waited: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,7 +60,20 @@ enum Protocol {
 impl<S> Gathering<S> {
     /// A connection on which nothing was said yet.
     pub fn new(stream: S) -> Gathering<S> {
-        Gathering { stream, protocol: Protocol::Unknown, kept: Vec::new(), written: 0, is_within: false }
+        Gathering {
+            stream,
+            protocol: Protocol::Unknown,
+            kept: Vec::new(),
+            written: 0,
+            is_within: false,
+            turn: None,
+            has_waited: false,
+        }
+    }
+
+    /// Whether it has written something a moment ago.
+    fn is_in_burst(&self) -> bool {
+        self.protocol == Protocol::Http2 && self.turn.is_some_and(|turn| turn.elapsed() < BURST)
     }
 
     fn hear(&mut self, bytes: &[u8]) {
@@ -89,12 +113,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     ) -> Poll<io::Result<usize>> {
         let bytes = parts.iter().map(|part| part.len()).sum();
         self.is_within = parts.len() > 1 && self.protocol == Protocol::Http2;
-        let is_taken = self.is_within || !self.kept.is_empty();
+        let is_taken = self.is_within || !self.kept.is_empty() || self.is_in_burst();
         if is_taken && bytes <= SMALL_BYTES && self.kept.len() + bytes <= KEPT_BYTES_MAX {
             parts.iter().for_each(|part| self.kept.extend_from_slice(part));
             return Poll::Ready(Ok(bytes));
         }
         ready!(self.poll_kept(context))?;
+        self.turn = Some(Instant::now());
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
@@ -106,7 +131,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
         if std::mem::take(&mut self.is_within) {
             return Poll::Ready(Ok(()));
         }
-        ready!(self.poll_kept(context))?;
+        if !self.kept.is_empty() {
+            if !self.has_waited && self.is_in_burst() {
+                self.has_waited = true;
+                // Behind all others that are ready on this thread.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            ready!(self.poll_kept(context))?;
+            (self.turn, self.has_waited) = (Some(Instant::now()), false);
+        }
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -210,6 +244,28 @@ mod tests {
         let mut bytes = vec![0; 100 * 304];
         far.read_exact(&mut bytes).await.unwrap();
         assert!(bytes.chunks(304).all(|frame| frame[..4] == *b"head" && frame[4..] == [7; 300]));
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_write_at_once_lets_others_go_ahead_and_what_comes_later_does_not() {
+        let (mut gathering, _far) = connection(b"PRI * HTTP/2.0", 1 << 16).await;
+        frame(&mut gathering, b"head", &[7; 300]).await;
+        gathering.flush().await.unwrap();
+        assert_eq!(gathering.stream.1, 1, "nothing was written before it");
+        // Whether or not this computer paused just now.
+        gathering.turn = Some(Instant::now() + BURST);
+        frame(&mut gathering, b"head", &[7; 300]).await;
+        let context = &mut Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut gathering).poll_flush(context).is_pending());
+        frame(&mut gathering, b"head", &[7; 300]).await;
+        gathering.write_all(b"trailers").await.unwrap();
+        assert_eq!(gathering.stream.1, 1);
+        assert!(Pin::new(&mut gathering).poll_flush(context).is_ready(), "it waits once");
+        assert_eq!((gathering.stream.1, gathering.kept.len()), (2, 0));
+        gathering.turn = Instant::now().checked_sub(BURST);
+        frame(&mut gathering, b"head", &[7; 300]).await;
+        gathering.flush().await.unwrap();
+        assert_eq!(gathering.stream.1, 3);
     }
 
     #[tokio::test]
