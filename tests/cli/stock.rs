@@ -26,6 +26,16 @@ fn project(parent: &Path, language: &str) -> std::path::PathBuf {
     parent.join("tally")
 }
 
+/// A component of a core module that says which world it is of, as `wasm-tools component new
+/// --realloc-via-memory-grow` makes it with the published adapter, which wants memory before the guest has
+/// begun.
+fn adapted(core: &[u8]) -> Vec<u8> {
+    let encoder = ComponentEncoder::default().realloc_via_memory_grow(true).module(core).unwrap();
+    let (name, bytes) =
+        (adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER);
+    encoder.adapter(name, bytes).unwrap().encode().unwrap()
+}
+
 #[test]
 #[ignore = "takes Go: make test-guests"]
 fn what_go_and_the_published_adapter_make_plays_the_counters_scenario() {
@@ -38,13 +48,8 @@ fn what_go_and_the_published_adapter_make_plays_the_counters_scenario() {
     let (package, _) = resolve.push_path(project.join("wit")).unwrap();
     let world = resolve.select_world(&[package], Some("stored")).unwrap();
     embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8).unwrap();
-    // As `wasm-tools component new --realloc-via-memory-grow`: the adapter wants memory before Go has begun.
-    let encoder = ComponentEncoder::default().realloc_via_memory_grow(true).module(&core).unwrap();
-    let (name, bytes) =
-        (adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, adapter::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER);
-    let adapted = encoder.adapter(name, bytes).unwrap().encode().unwrap();
     let component = directory.path().join("adapted.wasm");
-    std::fs::write(&component, adapted).unwrap();
+    std::fs::write(&component, adapted(&core)).unwrap();
     plays("counter", &component.display().to_string(), "40");
 }
 
@@ -79,4 +84,58 @@ fn what_componentize_py_makes_with_all_of_wasi_plays_the_counters_scenario() {
     let arguments = ["-d", "wit", "-w", "stored", "componentize", "machine", "-o", "full.wasm"];
     run(&project, "componentize-py", &arguments, &[]);
     plays("counter", &project.join("full.wasm").display().to_string(), "40");
+}
+
+/// What Rust's machine does besides with each command, with nothing but the standard library.
+const STANDARD_LIBRARY: &str = "
+        use std::hash::{BuildHasher, RandomState};
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!(since.as_millis(), u128::from(change.time_ms()));
+        eprintln!(\"it is {since:?}, {:?}\", std::env::args());
+        DRAWN.set(store, &(), &(RandomState::new().hash_one(step) as i64));
+";
+
+/// Builds a project in Rust for WASI 0.2, with rustup's target or with Debian's source of the standard
+/// library.
+fn rust_for_wasi(project: &Path) -> Vec<u8> {
+    const TARGET: &str = "wasm32-wasip2";
+    // The standard library takes a minute to compile.
+    let kept = concat!(env!("CARGO_TARGET_TMPDIR"), "/machines");
+    let build = ["build", "--release", "--target", TARGET, "--target-dir", kept];
+    let built = Path::new(kept).join(TARGET).join("release/tally.wasm");
+    let libraries = Command::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output();
+    let libraries = String::from_utf8(libraries.unwrap().stdout).unwrap();
+    if Path::new(libraries.trim()).is_dir() {
+        run(project, "cargo", &build, &[]);
+        return std::fs::read(built).unwrap();
+    }
+    const WASI_LIBC: &str = "-C linker-flavor=wasm-ld -C link-self-contained=no -L /usr/lib/wasm32-wasi \
+                             -C link-arg=/usr/lib/wasm32-wasi/crt1-reactor.o -C link-arg=-lc";
+    let environment = [
+        ("RUSTC", "/usr/bin/rustc"),
+        ("RUSTC_BOOTSTRAP", "1"),
+        ("CARGO_TARGET_WASM32_WASIP2_LINKER", "wasm-ld"),
+        ("CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS", WASI_LIBC),
+    ];
+    let with_std: Vec<&str> = build.into_iter().chain(["-Zbuild-std=std,panic_abort"]).collect();
+    run(project, "/usr/bin/cargo", &with_std, &environment);
+    adapted(&std::fs::read(built).unwrap())
+}
+
+#[test]
+#[ignore = "takes Rust's standard library for WASI: make test-guests"]
+fn what_rusts_standard_library_makes_of_wasi_plays_the_counters_scenario() {
+    let directory = directory();
+    let project = project(directory.path(), "rust");
+    let machine = project.join("src/lib.rs");
+    let source = std::fs::read_to_string(&machine).unwrap();
+    let drawn = "const DRAWN: Table<(), i64> = Table::new(b\"drawn\");\n\nstruct Counter;";
+    let changed = source.replacen("struct Counter;", drawn, 1);
+    let (before, after) =
+        changed.split_once("counter::command(command)?;\n").expect("as the template has it");
+    std::fs::write(&machine, format!("{before}counter::command(command)?;\n{STANDARD_LIBRARY}{after}"))
+        .unwrap();
+    let component = directory.path().join("wasi.wasm");
+    std::fs::write(&component, rust_for_wasi(&project)).unwrap();
+    plays("counter", &component.display().to_string(), "40");
 }
