@@ -10,18 +10,20 @@
 //! and the frame's payload, and all else has one; and a flush with nothing written since the one before is
 //! the last. That is how HTTP/2 is written; other protocols pass through as they are.
 //!
-//! The tasks of a connection's streams wake it one after the other, and it would take a turn, and a write, for
-//! each of a hundred that got an event at the same time. So when one write follows another at once, it first
-//! lets those go ahead that are ready too.
+//! The tasks of a connection's streams wake it one after the other, and it would take a turn, and a write,
+//! for each of a hundred that got an event at the same time. So when one write follows another at once, it
+//! first lets those go ahead that are ready too.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::time::Clock;
 
 /// With what a client says that it speaks HTTP/2.
 const PREFACE: &[u8] = b"PRI ";
@@ -44,8 +46,11 @@ pub struct Gathering<S = TcpStream> {
     written: usize,
     /// Whether the last write was a part of what is to come: its flush is not the last.
     is_within: bool,
-    /// When it last had something to write, and whether it has let others go ahead since.
-    turn: Option<Instant>,
+    /// Started when it last had something to write.
+    since: Option<Clock>,
+    /// A write this soon after another is one of many.
+    burst: Duration,
+    /// Whether it has let others go ahead since the last write.
     has_waited: bool,
 }
 
@@ -66,14 +71,16 @@ impl<S> Gathering<S> {
             kept: Vec::new(),
             written: 0,
             is_within: false,
-            turn: None,
+            since: None,
+            burst: BURST,
             has_waited: false,
         }
     }
 
     /// Whether it has written something a moment ago.
     fn is_in_burst(&self) -> bool {
-        self.protocol == Protocol::Http2 && self.turn.is_some_and(|turn| turn.elapsed() < BURST)
+        let is_soon = |since: Clock| u128::from(since.elapsed_ns()) < self.burst.as_nanos();
+        self.protocol == Protocol::Http2 && self.since.is_some_and(is_soon)
     }
 
     fn hear(&mut self, bytes: &[u8]) {
@@ -119,7 +126,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
             return Poll::Ready(Ok(bytes));
         }
         ready!(self.poll_kept(context))?;
-        self.turn = Some(Instant::now());
+        self.since = Some(Clock::start());
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
@@ -139,7 +146,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
                 return Poll::Pending;
             }
             ready!(self.poll_kept(context))?;
-            (self.turn, self.has_waited) = (Some(Instant::now()), false);
+            (self.since, self.has_waited) = (Some(Clock::start()), false);
         }
         Pin::new(&mut self.stream).poll_flush(context)
     }
@@ -252,8 +259,8 @@ mod tests {
         frame(&mut gathering, b"head", &[7; 300]).await;
         gathering.flush().await.unwrap();
         assert_eq!(gathering.stream.1, 1, "nothing was written before it");
-        // Whether or not this computer paused just now.
-        gathering.turn = Some(Instant::now() + BURST);
+        // Whether or not this computer pauses now.
+        gathering.burst = Duration::MAX;
         frame(&mut gathering, b"head", &[7; 300]).await;
         let context = &mut Context::from_waker(std::task::Waker::noop());
         assert!(Pin::new(&mut gathering).poll_flush(context).is_pending());
@@ -262,7 +269,7 @@ mod tests {
         assert_eq!(gathering.stream.1, 1);
         assert!(Pin::new(&mut gathering).poll_flush(context).is_ready(), "it waits once");
         assert_eq!((gathering.stream.1, gathering.kept.len()), (2, 0));
-        gathering.turn = Instant::now().checked_sub(BURST);
+        gathering.burst = Duration::ZERO;
         frame(&mut gathering, b"head", &[7; 300]).await;
         gathering.flush().await.unwrap();
         assert_eq!(gathering.stream.1, 3);

@@ -99,7 +99,7 @@ fn names_of(component: &[u8]) -> Result<Names, Rejected> {
                     names.exports.push(export.map_err(invalid)?.name.name.to_owned());
                 }
             }
-            // The convention of LLVM's linker: https://github.com/WebAssembly/tool-conventions, DynamicLinking.md.
+            // The convention of LLVM's linker: DynamicLinking.md of github.com/WebAssembly/tool-conventions.
             Payload::CustomSection(section) if section.name() == "dylink.0" => names.shared_libraries = true,
             _ => {}
         }
