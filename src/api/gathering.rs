@@ -48,7 +48,7 @@ pub struct Gathering<S = TcpStream> {
     is_within: bool,
     /// Started when it last had something to write.
     since: Option<Clock>,
-    /// A write this soon after another is one of many.
+    /// [`BURST`], but for tests, which cannot tell how long they take.
     burst: Duration,
     /// Whether it has let others go ahead since the last write.
     has_waited: bool,

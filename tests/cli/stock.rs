@@ -64,31 +64,35 @@ fn what_componentize_js_makes_with_clocks_randomness_and_streams_plays_the_count
     plays("counter", &project.join("full.wasm").display().to_string(), "40");
 }
 
+/// Adds lines to a file of a template.
+fn insert(file: &Path, behind: &str, lines: &str) {
+    let source = std::fs::read_to_string(file).unwrap();
+    let (before, after) = source.split_once(behind).expect("the template has the place");
+    std::fs::write(file, format!("{before}{behind}{lines}{after}")).unwrap();
+}
+
 /// What Python's machine does besides with each input: the clock that it reads is the log's, and what it
 /// draws is the same on all replicas, or their hashes would differ at the scenario's end.
-const CLOCK_AND_CHANCE: &str = "
+const CLOCK_AND_CHANCE_IN_PYTHON: &str = "        import os, time
         assert time.time_ns() // 1_000_000 == context.time
         store.set(b\"drawn\", os.urandom(8))
-        match input:";
+";
 
 #[test]
 #[ignore = "takes componentize-py: make test-guests"]
 fn what_componentize_py_makes_with_all_of_wasi_plays_the_counters_scenario() {
     let directory = directory();
     let project = project(directory.path(), "python");
-    let machine = project.join("machine.py");
-    let source = std::fs::read_to_string(&machine).unwrap();
-    let changed = source.replacen("\n        match input:", CLOCK_AND_CHANCE, 1);
-    assert_ne!(source, changed, "the template has changed");
-    std::fs::write(&machine, format!("import os, time\n{changed}")).unwrap();
+    let apply = "def apply(self, context: Context, input: Input) -> bytes:\n";
+    insert(&project.join("machine.py"), apply, CLOCK_AND_CHANCE_IN_PYTHON);
     let arguments = ["-d", "wit", "-w", "stored", "componentize", "machine", "-o", "full.wasm"];
     run(&project, "componentize-py", &arguments, &[]);
     plays("counter", &project.join("full.wasm").display().to_string(), "40");
 }
 
-/// What Rust's machine does besides with each command, with nothing but the standard library.
-const STANDARD_LIBRARY: &str = "
-        use std::hash::{BuildHasher, RandomState};
+/// The same with each command in Rust, by the standard library, which is asked for more besides.
+const CLOCK_AND_CHANCE_IN_RUST: &str = "        use std::hash::{BuildHasher, RandomState};
+        const DRAWN: Table<(), i64> = Table::new(b\"drawn\");
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         assert_eq!(since.as_millis(), u128::from(change.time_ms()));
         eprintln!(\"it is {since:?}, {:?}\", std::env::args());
@@ -124,17 +128,10 @@ fn rust_for_wasi(project: &Path) -> Vec<u8> {
 
 #[test]
 #[ignore = "takes Rust's standard library for WASI: make test-guests"]
-fn what_rusts_standard_library_makes_of_wasi_plays_the_counters_scenario() {
+fn what_rust_makes_with_its_standard_library_plays_the_counters_scenario() {
     let directory = directory();
     let project = project(directory.path(), "rust");
-    let machine = project.join("src/lib.rs");
-    let source = std::fs::read_to_string(&machine).unwrap();
-    let drawn = "const DRAWN: Table<(), i64> = Table::new(b\"drawn\");\n\nstruct Counter;";
-    let changed = source.replacen("struct Counter;", drawn, 1);
-    let (before, after) =
-        changed.split_once("counter::command(command)?;\n").expect("as the template has it");
-    std::fs::write(&machine, format!("{before}counter::command(command)?;\n{STANDARD_LIBRARY}{after}"))
-        .unwrap();
+    insert(&project.join("src/lib.rs"), "counter::command(command)?;\n", CLOCK_AND_CHANCE_IN_RUST);
     let component = directory.path().join("wasi.wasm");
     std::fs::write(&component, rust_for_wasi(&project)).unwrap();
     plays("counter", &component.display().to_string(), "40");

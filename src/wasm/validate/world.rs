@@ -35,8 +35,8 @@ pub fn compare(component: &[u8]) -> Result<Fit, Rejected> {
 
     let resident = |name: &String| name.starts_with("statehouse:machine/snapshot");
     let world = if imports.iter().chain(&exports).any(resident) { World::Resident } else { World::Stored };
-    let (ty, expects) = (world_type(&contract, world)?, contract.as_ref());
-    let expected = Expected { world, types: expects, ty, shared_libraries };
+    let ty = world_type(&contract, world)?;
+    let expected = Expected { world, types: contract.as_ref(), ty, shared_libraries };
     for name in &imports {
         expected.check_import(name, types.as_ref())?;
     }
