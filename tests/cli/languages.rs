@@ -1,9 +1,11 @@
-//! Machines in all languages: `module new` writes a counter, `module build` makes its component, and on a
-//! node it answers byte for byte what all others answer.
+//! Machines in all languages: `module new` writes a counter, `module build` makes its component, the
+//! project's own tests pass, and on a node it answers byte for byte what all others answer.
 //!
 //! Rust and C are tested always; the others take tools that `tests/guests/install` gets (`make test-guests`).
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::process::{Done, Node, directory, program, run_with};
@@ -51,7 +53,7 @@ fn tools() -> PathBuf {
 }
 
 /// `PATH` with these tools.
-pub fn path() -> std::ffi::OsString {
+pub fn path() -> OsString {
     let ours = ["py/bin", "js/node_modules/.bin"].map(|folder| tools().join(folder));
     let path = std::env::var_os("PATH").expect("a path");
     std::env::join_paths(ours.into_iter().chain(std::env::split_paths(&path))).expect("no colons in them")
@@ -63,10 +65,9 @@ pub fn new(parent: &Path, language: &str, world: &str) -> Done {
     run_with(&mut command, b"")
 }
 
-/// Builds the project, however long the language's tools take.
-fn build(project: &Path) -> String {
-    let mut command = program();
-    command.args(["--json", "module", "build"]).current_dir(project).env("PATH", path());
+/// Has a command run in a project, with what its author would have: the languages' tools.
+fn in_project<'a>(command: &'a mut Command, project: &Path, path: OsString) -> &'a mut Command {
+    command.current_dir(project).env("PATH", path);
     // Both worlds' machines in Rust share what they are made with: the standard library takes a minute to
     // compile.
     command.env("CARGO_TARGET_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("machines"));
@@ -74,7 +75,14 @@ fn build(project: &Path) -> String {
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER"] {
         command.env_remove(name);
     }
-    let output = command.output().expect("the program starts");
+    command
+}
+
+/// Builds the project, however long the language's tools take.
+fn build(project: &Path) -> String {
+    let mut command = program();
+    command.args(["--json", "module", "build"]);
+    let output = in_project(&mut command, project, path()).output().expect("the program starts");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "the build failed: {told}");
     let built: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
@@ -89,10 +97,39 @@ pub fn built(parent: &Path, language: &str, world: &str) -> String {
     build(&parent.join("tally"))
 }
 
+/// Runs a project's own tests, as its README says: the lines of its first block but those that install the
+/// tools and build the component, which is done.
+fn run_tests(project: &Path) {
+    let readme = std::fs::read_to_string(project.join("README.md")).expect("a README");
+    let lines = readme.lines().skip_while(|line| !line.starts_with("    "));
+    let block = lines.take_while(|line| line.starts_with("    ")).map(str::trim);
+    let tests: Vec<&str> =
+        block.filter(|line| !line.contains(" module build ") && !line.contains("pip install")).collect();
+    assert_eq!(tests.len(), 2, "the language's own tests, and the component's: {readme}");
+    let program = Path::new(env!("CARGO_BIN_EXE_statehouse")).parent().expect("a folder");
+    // PyPI's Zig has another name, as the README says.
+    let shell = "command -v zig >/dev/null || zig() { python-zig \"$@\"; }\n";
+    let tools = path();
+    let folders = [program.to_owned()].into_iter().chain(std::env::split_paths(&tools));
+    let path = std::env::join_paths(folders).expect("no colons in them");
+    for test in tests {
+        let mut command = Command::new("sh");
+        command.args(["-e", "-c", &format!("{shell}{test}")]);
+        let output = in_project(&mut command, project, path.clone()).output().expect("a shell");
+        let told =
+            [output.stdout, output.stderr].map(|told| String::from_utf8_lossy(&told).into_owned()).concat();
+        assert!(output.status.success(), "{test}: {told}");
+        let none = ["running 0 tests", "no test files", "Ran 0 tests", "tests 0"];
+        let ran = test.contains("module run") || none.iter().all(|none| !told.contains(none));
+        assert!(ran, "{test} tested nothing: {told}");
+    }
+}
+
 fn the_counter_answers(language: &str) {
     for world in ["stored", "resident"] {
         let directory = directory();
         let component = built(directory.path(), language, world);
+        run_tests(&directory.path().join("tally"));
         let settings = directory.path().join("settings.toml");
         // Tests share their computer with each other: what a component takes is not measured here.
         std::fs::write(&settings, "[guests]\ncompile_seconds_max = 600\n").expect("writable");
@@ -215,4 +252,70 @@ fn what_a_project_cannot_be_is_told_and_nothing_is_overwritten() {
         run(&["new", language, "--lang", language]).ok();
         run(&["build", language]).failed(1, &told);
     }
+}
+
+/// A new project with files changed: text is put at the end of those that are there.
+fn with_files(parent: &Path, language: &str, files: &[(&str, &str)]) -> Done {
+    new(parent, language, "stored").ok();
+    let project = parent.join("tally");
+    for (name, text) in files {
+        let file = project.join(name);
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+        let before = std::fs::read_to_string(&file).unwrap_or_default();
+        std::fs::write(&file, before + text).expect("writable");
+    }
+    let mut command = program();
+    command.args(["module", "build"]);
+    let output = in_project(&mut command, &project, path()).output().expect("the program starts");
+    let stderr = String::from_utf8(output.stderr).expect("messages are text");
+    Done { code: output.status.code().unwrap_or(-1), stdout: output.stdout, stderr }
+}
+
+#[test]
+fn an_import_that_a_crate_brings_is_told_with_its_line_and_the_way_to_it() {
+    let files = [
+        ("Cargo.toml", "\n[dependencies.dialer]\npath = \"dialer\"\n"),
+        ("src/lib.rs", "\n#[unsafe(no_mangle)]\nextern \"C\" fn call() -> i32 {\n    dialer::call()\n}\n"),
+        (
+            "dialer/Cargo.toml",
+            "[package]\nname = \"dialer\"\nversion = \"0.1.0\"\nedition = \"2021\"\n\
+             [dependencies]\nwires = { path = \"../wires\" }\n",
+        ),
+        ("dialer/src/lib.rs", "pub fn call() -> i32 {\n    unsafe { wires::dial(7) }\n}\n"),
+        ("wires/Cargo.toml", "[package]\nname = \"wires\"\nversion = \"0.3.1\"\nedition = \"2021\"\n"),
+        (
+            "wires/src/lib.rs",
+            "// Sockets.\n\n#[link(wasm_import_module = \"net\")]\nextern \"C\" {\n    pub fn dial(port: i32) -> i32;\n}\n",
+        ),
+    ];
+    let directory = directory();
+    let told = [
+        "`dial` from `net`",
+        "wires/src/lib.rs:3",
+        "wires 0.3.1",
+        "tally -> dialer -> wires",
+        "do without it",
+    ];
+    with_files(directory.path(), "rust", &files).failed(1, &told);
+}
+
+#[test]
+#[ignore = "takes Go: make test-guests"]
+fn an_import_that_a_package_of_go_brings_is_told_with_its_line() {
+    let files = [
+        ("go.mod", "\nrequire example.com/wires v0.0.0\nreplace example.com/wires => ../wires\n"),
+        (
+            "call.go",
+            "package main\n\nimport \"example.com/wires\"\n\n//go:wasmexport call\nfunc call() int32 { return wires.Dial(7) }\n",
+        ),
+        ("../wires/go.mod", "module example.com/wires\n\ngo 1.24\n"),
+        (
+            "../wires/wires.go",
+            "package wires\n\n//go:wasmimport net dial\nfunc dial(port int32) int32\n\n\
+             func Dial(port int32) int32 { return dial(port) }\n",
+        ),
+    ];
+    let directory = directory();
+    let told = ["`dial` from `net`", "wires/wires.go:3", "the package example.com/wires", "do without it"];
+    with_files(directory.path(), "go", &files).failed(1, &told);
 }

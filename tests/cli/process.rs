@@ -87,14 +87,21 @@ fn read_all(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<
 
 /// Waits for the end of a process; one that does not end is killed and fails the test.
 pub fn wait(child: &mut Child) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
+    let status = wait_or_kill(child, PATIENCE);
+    status.unwrap_or_else(|| panic!("process {} did not end within {PATIENCE:?}", child.id()))
+}
+
+/// Waits for the end of a process. None: it did not end by itself, and was killed.
+fn wait_or_kill(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(status) = child.try_wait().expect("our own child") {
-            return status;
+            return Some(status);
         }
         if Instant::now() > deadline {
             child.kill().expect("our own child");
-            panic!("process {} did not end within {PATIENCE:?}", child.id());
+            child.wait().expect("our own child");
+            return None;
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -147,6 +154,19 @@ impl Node {
 
     /// The same; `begun` is told the id of the process before that is ready.
     pub fn start_noting(command: &mut Command, stderr: Stdio, begun: impl FnOnce(u32)) -> Node {
+        match Node::attempt(command, stderr, begun) {
+            Ok(node) => node,
+            Err(ended) => panic!("the node did not get ready: {ended:?}"),
+        }
+    }
+
+    /// Starts a node that may end before it is ready; then: its exit code (none: a signal, ours if it took too
+    /// long) and everything told on standard error.
+    pub fn attempt(
+        command: &mut Command,
+        stderr: Stdio,
+        begun: impl FnOnce(u32),
+    ) -> Result<Node, (Option<i32>, String)> {
         let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = piped.spawn().expect("the program starts");
         begun(child.id());
@@ -167,9 +187,10 @@ impl Node {
             _ => None,
         };
         let Some(ready) = ready else {
-            child.kill().expect("our own child");
+            // It has closed its standard output to end, or says nothing at all.
+            let code = wait_or_kill(&mut child, Duration::from_secs(5)).and_then(|status| status.code());
             let told = stderr.join().expect("readable");
-            panic!("the node did not get ready: {}", String::from_utf8_lossy(&told));
+            return Err((code, String::from_utf8_lossy(&told).into_owned()));
         };
         let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
         let address = |name: &str| text(&ready["ready"][name]);
@@ -177,7 +198,7 @@ impl Node {
             Value::String(address) => vec![address.clone()],
             several => several.as_array().into_iter().flatten().map(text).collect(),
         };
-        Node { client: address("client"), http: address("http"), etcd, child, stderr: Some(stderr) }
+        Ok(Node { client: address("client"), http: address("http"), etcd, child, stderr: Some(stderr) })
     }
 
     /// The program, told where this node is.

@@ -109,7 +109,7 @@ mod tests {
         for project in all() {
             let files = files_of(&project);
             let has = |end: &str| files.iter().any(|(path, _)| path.ends_with(end));
-            for end in ["README.md", ".gitignore", "wit/machine.wit", FILE] {
+            for end in ["README.md", ".gitignore", "scenario.txt", "wit/machine.wit", FILE] {
                 assert!(has(end), "{project:?} has no {end}");
             }
             let all: String = files.iter().map(|(_, text)| text.as_str()).collect();

@@ -45,7 +45,8 @@ pub fn of(language: Language, world: ProjectWorld) -> Vec<File> {
         _ => CONTRACT,
     };
     let ignore = (".gitignore", guests!("templates/gitignore"));
-    [both, of_world, &[contract, ignore]].concat()
+    let scenario = ("scenario.txt", guests!("templates/scenario.txt"));
+    [both, of_world, &[contract, ignore, scenario]].concat()
 }
 
 /// The README: what is of the language, then what is of all.
