@@ -4,6 +4,7 @@
 //! Rust and C are tested always; the others take tools that `tests/guests/install` gets (`make test-guests`).
 
 use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -247,10 +248,31 @@ fn what_a_project_cannot_be_is_told_and_nothing_is_overwritten() {
         ("js", ["Node.js 20", "https://nodejs.org"]),
         ("ts", ["Node.js 20", "https://nodejs.org"]),
         ("c", ["a C compiler for WebAssembly", "pip install ziglang"]),
-        ("zig", ["Zig 0.17", "https://ziglang.org"]),
+        ("zig", ["Zig 0.17 or newer", "https://ziglang.org"]),
     ] {
         run(&["new", language, "--lang", language]).ok();
         run(&["build", language]).failed(1, &told);
+    }
+}
+
+/// Tools that are there, but too old or with parts missing, are told like those that are not.
+#[test]
+fn tools_that_cannot_do_it_are_told_with_what_can() {
+    for (language, tool, says, told) in [
+        ("go", "go", "go1.23.4", ["Go 1.24", "https://go.dev/dl"]),
+        ("js", "node", "v18.20.0", ["Node.js 20", "https://nodejs.org"]),
+        ("zig", "zig", "0.16.0", ["Zig 0.17 or newer", "pip install ziglang==0.17.0"]),
+        // What it says to any question: not where its linker is.
+        ("c", "clang", "wasm-ld", ["a C compiler for WebAssembly", "apt-get install clang lld"]),
+    ] {
+        let directory = directory();
+        let tool = directory.path().join(tool);
+        std::fs::write(&tool, format!("#!/bin/sh\necho {says}\n")).expect("writable");
+        std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).expect("ours");
+        new(directory.path(), language, "stored").ok();
+        let mut build = program();
+        build.args(["module", "build", "tally"]).current_dir(directory.path());
+        run_with(build.env("PATH", directory.path()), b"").failed(1, &told);
     }
 }
 

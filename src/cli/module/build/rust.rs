@@ -29,13 +29,16 @@ impl Toolchain {
     /// The first that can.
     pub fn find() -> anyhow::Result<Toolchain> {
         let sysroot = sysroot(Path::new("rustc"));
-        if let (Some(cargo), Some(sysroot)) = (find("cargo", []), &sysroot)
-            && sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir()
-        {
-            return Ok(Toolchain::Installed(cargo));
-        }
-        let debian = sysroot_of_debian().zip(linker(sysroot.as_deref()));
-        debian.map(|(_, linker)| Toolchain::Debian { linker }).ok_or_else(|| {
+        let has_target = |sysroot: &PathBuf| sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir();
+        let installed = find("cargo", []).filter(|_| sysroot.as_ref().is_some_and(has_target));
+        let linker = || sysroot_of_debian().and_then(|_| linker(sysroot.as_deref()));
+        Toolchain::of(installed, linker)
+    }
+
+    /// `installed`: a cargo with the target; else the linker for Debian's, which is looked for only then.
+    fn of(installed: Option<PathBuf>, linker: impl Fn() -> Option<PathBuf>) -> anyhow::Result<Toolchain> {
+        let debian = || linker().map(|linker| Toolchain::Debian { linker });
+        installed.map(Toolchain::Installed).or_else(debian).ok_or_else(|| {
             let ways = [
                 "rustup target add wasm32-unknown-unknown",
                 "apt-get install rustc-web cargo-web rust-web-src lld   (Debian, where rustup cannot fetch \
@@ -127,6 +130,20 @@ fn linker(sysroot: Option<&Path>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rustups_compiler_goes_before_debians_and_without_either_the_ways_to_one_are_told() {
+        let at = |path: &str| Some(PathBuf::from(path));
+        let first = Toolchain::of(at("/cargo"), || at("/lld")).unwrap();
+        assert!(matches!(first, Toolchain::Installed(cargo) if cargo == Path::new("/cargo")));
+        let second = Toolchain::of(None, || at("/lld")).unwrap();
+        assert!(matches!(second, Toolchain::Debian { linker } if linker == Path::new("/lld")));
+        let Err(none) = Toolchain::of(None, || None) else { panic!("a compiler came from nowhere") };
+        let told = none.to_string();
+        for way in ["Rust compiler for WebAssembly is missing", "rustup target add", "rust-web-src lld"] {
+            assert!(told.contains(way), "{told}");
+        }
+    }
 
     #[test]
     fn the_library_that_becomes_a_module_is_found_in_a_workspace() {

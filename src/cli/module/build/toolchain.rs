@@ -158,9 +158,11 @@ impl Tools<'_> {
 
     fn zig(&self) -> anyhow::Result<Built> {
         let zig = || {
-            self.zig_command().ok_or_else(|| {
-                missing("Zig 0.17", &["pip install ziglang==0.17.0", "https://ziglang.org/download"])
-            })
+            let ways = ["pip install ziglang==0.17.0", "https://ziglang.org/download"];
+            let zig = self
+                .zig_command()
+                .filter(|zig| is_at_least((0, 17), Path::new(zig.get_program()), &["version"]));
+            zig.ok_or_else(|| missing("Zig 0.17 or newer", &ways))
         };
         let bindings = self.scratch("c.zig")?;
         let (header, source) = (format!("gen/{}.h", self.world), format!("gen/{}.c", self.world));
@@ -194,11 +196,17 @@ impl Tools<'_> {
         self.find("zig").or_else(|| self.find("python-zig")).map(Command::new)
     }
 
-    /// A clang that has a C library for WebAssembly.
+    /// A clang that has a C library for WebAssembly, a linker, and its own runtime library.
     fn clang(&self) -> Option<PathBuf> {
         let has_library =
             ["/usr/lib/wasm32-wasi", "/usr/include/wasm32-wasi"].iter().any(|at| Path::new(at).is_dir());
-        if has_library { self.find("clang") } else { None }
+        let clang = self.find("clang").filter(|_| has_library)?;
+        // Each is answered with a path, which is one to nothing, or a bare name, if it is not there.
+        let has = |part: &str| {
+            let output = Command::new(&clang).args(["--target=wasm32-wasi", part]).output();
+            output.is_ok_and(|told| Path::new(String::from_utf8_lossy(&told.stdout).trim()).is_file())
+        };
+        (has("-print-prog-name=wasm-ld") && has("-print-libgcc-file-name")).then_some(clang)
     }
 
     /// A file in the folder for intermediate files, which is made if it is not there.
