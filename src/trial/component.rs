@@ -8,7 +8,9 @@ use std::io::Write;
 use crate::error::{Error, Fault};
 use crate::id::Digest;
 use crate::machine::guest::World;
-use crate::wasm::{self, Codegen, Compiler, Engine, EngineSettings, Limits, LoadError, Module, Rejected};
+use crate::wasm::{
+    self, Codegen, Compiler, Engine, EngineSettings, Limits, LoadError, Look, Module, Rejected,
+};
 
 /// Instances alive at the same time: a host has two at most, besides those kept for queries.
 const INSTANCES_MAX: u32 = 64;
@@ -40,15 +42,27 @@ impl Inspected {
     /// Looks at a file's bytes with the limits that a node has unless it is told otherwise.
     ///
     /// # Errors
-    /// `Invalid`, with the first thing that is wrong and what to do; `Fault` if it could not be inspected.
+    /// `Invalid`, with everything that is wrong and what to do; `Fault` if it could not be inspected.
     pub fn of(bytes: &[u8], compiler: &Compiler) -> Result<Inspected, Error> {
-        let seen = wasm::inspect(bytes, &Limits::default(), compiler).map_err(|why| match why {
+        let (inspected, rejected) = Inspected::look(bytes, compiler)?;
+        match Rejected::all(rejected) {
+            None => Ok(inspected),
+            Some(why) => Err(Error::Invalid(why.to_string())),
+        }
+    }
+
+    /// The same, and everything for which a node would refuse it: then it must not be compiled.
+    ///
+    /// # Errors
+    /// `Invalid` if the bytes are no component or over a limit, `Fault` if it could not be inspected.
+    pub fn look(bytes: &[u8], compiler: &Compiler) -> Result<(Inspected, Vec<Rejected>), Error> {
+        let look = wasm::look(bytes, &Limits::default(), compiler).map_err(|why| match why {
             Rejected::NotInspected(_) => Error::Fault(Fault::new(why.to_string())),
             why => Error::Invalid(why.to_string()),
         })?;
-        let wasm::Inspected { component, world, imports, exports, .. } = seen;
+        let Look { inspected: wasm::Inspected { component, world, imports, exports, .. }, rejected } = look;
         let component = component.into_owned();
-        Ok(Inspected { digest: Digest::of(&component), component, world, imports, exports })
+        Ok((Inspected { digest: Digest::of(&component), component, world, imports, exports }, rejected))
     }
 
     /// Compiles it for `engine`, loads it and makes one instance.

@@ -86,6 +86,11 @@ pub fn features() -> WasmFeatures {
     FEATURES
 }
 
+/// The features that the contract leaves out.
+pub fn features_off() -> WasmFeatures {
+    FEATURES_OFF
+}
+
 /// How guests become machine code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codegen {

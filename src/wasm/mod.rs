@@ -40,5 +40,5 @@ pub use engine::{Codegen, Engine, EngineSettings};
 pub use instance::{Budget, GuestSettings};
 pub use module::{LoadError, Module};
 pub use query::QueryPool;
-pub use validate::{Inspected, Limits, Rejected, inspect};
+pub use validate::{Inspected, Limits, Look, Rejected, inspect, look};
 pub use wasi::ALLOWED as WASI_ALLOWED;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use wasmparser::{Parser, Payload, Validator};
 
 use super::engine;
-use super::validate::STACK_BYTES;
+use super::validate::{STACK_BYTES, shown, without};
 use crate::error::Fault;
 
 /// Words that are looked for, at most: a runtime for scripts has hundreds of thousands.
@@ -18,7 +18,8 @@ const WORDS_MAX: usize = 4_000;
 /// Bytes of a word.
 const WORD_BYTES: std::ops::RangeInclusive<usize> = 2..=40;
 
-/// The features that it cannot do without, by name, of those that the contract allows.
+/// The features that it cannot do without, by name: of those that the contract allows, and of those that it
+/// leaves out if it is refused for them.
 ///
 /// # Errors
 /// If no thread could be started with room for nested types.
@@ -33,13 +34,13 @@ pub fn features(component: &[u8]) -> Result<Vec<String>, Fault> {
 }
 
 fn features_here(component: &[u8]) -> Vec<String> {
-    let allowed = engine::features();
-    let needed = allowed.iter_names().filter(|(_, feature)| {
-        let mut rest = allowed;
-        rest.remove(*feature);
-        Validator::new_with_features(rest).validate_all(component).is_err()
-    });
-    needed.map(|(name, _)| name.to_lowercase().replace('_', "-")).collect()
+    let valid_with = |features| Validator::new_with_features(features).validate_all(component).is_ok();
+    let every = engine::features() | engine::features_off();
+    let Some(base) = [engine::features(), every].into_iter().find(|base| valid_with(*base)) else {
+        return Vec::new();
+    };
+    let needed = base.iter_names().filter(|(_, feature)| !valid_with(without(base, *feature)));
+    needed.map(|(name, _)| shown(name)).collect()
 }
 
 /// What a component gets from an interface of WASI; none for other interfaces.

@@ -174,6 +174,85 @@ fn a_certificate_over_refusals_is_worth_a_warning() {
     check("counter", &[], "{\"hex\": \"0\"}\n").failed(2, &["line 1", "hexadecimal"]);
 }
 
+/// Imports two things that no machine is given and one that it may have, and lacks its behavior.
+const UNFIT: &str = "(component
+    (import \"wasi:http/types@0.2.3\" (instance))
+    (import \"wasi:clocks/wall-clock@0.2.6\" (instance))
+    (import \"acme:mail/send@1.0.0\" (instance)))";
+
+/// Runs `module check` on a component made of text.
+fn check_text(text: &str, arguments: &[&str]) -> Done {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), wat::parse_str(text).expect("a component")).expect("it is written");
+    run_with(program().args(["module", "check"]).arg(file.path()).args(arguments), b"")
+}
+
+#[test]
+fn all_that_is_refused_is_named_with_what_to_do_beside_what_the_component_is() {
+    let done = check_text(UNFIT, &[]);
+    assert_eq!((done.code, done.stderr.as_str()), (1, ""), "{done:?}");
+    let bytes = wat::parse_str(UNFIT).expect("a component").len();
+    let expected = [
+        "digest    ".to_owned(),
+        format!("bytes     {bytes}"),
+        "world     stored".to_owned(),
+        "import    wasi:http/types@0.2.3: refused".to_owned(),
+        "import    wasi:clocks/wall-clock@0.2.6: asks the clock: gets the log's".to_owned(),
+        "import    acme:mail/send@1.0.0: refused".to_owned(),
+        "features  component-model".to_owned(),
+        "REFUSED   the import wasi:http/types@0.2.3 is not allowed: a machine reaches nothing but its own \
+         state, or replicas would differ; build the guest without networking"
+            .to_owned(),
+        "REFUSED   the import acme:mail/send@1.0.0 is not allowed: only interfaces of statehouse:machine and \
+         a small part of WASI are given to machines; leave out"
+            .to_owned(),
+        "REFUSED   the export statehouse:machine/behavior@0.1.0 is missing, which the world stored demands: \
+         build the guest for"
+            .to_owned(),
+        "NOT a machine: no node takes it, and nothing of it was run".to_owned(),
+    ];
+    let lines: Vec<&str> = done.text().lines().collect();
+    assert_eq!(lines.len(), expected.len(), "{}", done.text());
+    for (line, begins) in lines.iter().zip(&expected) {
+        assert!(line.starts_with(begins), "{line:?} does not begin with {begins:?}");
+    }
+    assert!(!done.text().contains("inputs "), "nothing was run: {}", done.text());
+}
+
+#[test]
+fn what_is_refused_is_told_as_json_too() {
+    let done = check_text(UNFIT, &["--json"]);
+    assert_eq!(done.code, 1, "{done:?}");
+    let told = done.json();
+    assert_eq!((&told["world"], &told["deterministic"]), (&json!("stored"), &Value::Null));
+    let http = json!({ "name": "wasi:http/types@0.2.3", "gets": null, "refused": true });
+    assert_eq!(told["imports"][0], http);
+    assert_eq!(told["imports"][1]["refused"], false);
+    assert_eq!(told["features"], json!(["component-model"]));
+    let refused = told["refused"].as_array().expect("a list");
+    let names: Vec<&str> = refused.iter().filter_map(|why| why["name"].as_str()).collect();
+    assert_eq!(names, ["wasi:http/types@0.2.3", "acme:mail/send@1.0.0", "statehouse:machine/behavior@0.1.0"]);
+    assert!(refused.iter().all(|why| {
+        why["why"].as_str().is_some_and(|why| why.contains("build") || why.contains("leave out"))
+    }));
+}
+
+#[test]
+fn a_feature_that_no_machine_has_is_told_by_name() {
+    let module = "(core module (memory 1) (func (drop (i32.atomic.load (i32.const 0))))
+        (func (drop (i32x4.relaxed_trunc_f32x4_s (v128.const i32x4 0 0 0 0)))))";
+    let done = check_text(&format!("(component {module})"), &[]);
+    assert_eq!(done.code, 1, "{done:?}");
+    for part in [
+        "features  simd, relaxed-simd, threads, component-model",
+        "REFUSED   the feature relaxed-simd of WebAssembly is not given to machines (",
+        "REFUSED   the feature threads of WebAssembly is not given to machines (",
+        "NOT a machine",
+    ] {
+        assert!(done.text().contains(part), "{part:?} is not in {}", done.text());
+    }
+}
+
 /// A guest whose author made a mistake: its sources are in `guests/bad`. The commands are more than enough.
 fn caught(guest: &str, commands: &str, parts: &[&str]) -> Done {
     let done = check(&format!("bad/{guest}"), &[], commands);

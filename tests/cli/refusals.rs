@@ -137,6 +137,12 @@ fn what_is_no_component_is_refused_and_nothing_remains() {
     push("empty.wasm", b"").failed(1, &["error: "]);
     push("text.wasm", b"(component)").failed(1, &["error: "]);
     push("half.wasm", &whole[..whole.len() / 2]).failed(1, &["error: "]);
+    // Everything that is wrong is named at once.
+    let two = "(component (import \"wasi:http/types@0.2.3\" (instance)) (import \"acme:mail/send@1.0.0\" \
+        (instance)))";
+    let unfit = wat::parse_str(two).expect("a component");
+    push("unfit.wasm", &unfit)
+        .failed(1, &["wasi:http/types@0.2.3", "acme:mail/send@1.0.0", "behavior@0.1.0"]);
     let done = node.run(["module", "list", "--json"]);
     assert_eq!(done.json(), serde_json::json!([]));
     node.run(["module", "push", "/nowhere/x.wasm"]).failed(1, &["/nowhere/x.wasm"]);

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use super::super::{Global, Shown, Usage, output, payload};
 use super::run::{compiler, read_file};
 use crate::trial::Inspected;
-use crate::trial::check::{Certificate, Comparison, Deed, Tally, certify, generate};
+use crate::trial::check::{Certificate, Comparison, Deed, Spread, Tally, certify, generate};
 use crate::wasm::survey;
+use crate::wasm::validate::Rejected;
 
 /// Commands that are made up if there are none.
 const COUNT_DEFAULT: usize = 1_000;
@@ -23,14 +24,15 @@ const COUNT_MAX: u64 = 100_000;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Ends with 1 if there is a difference, which is told at the first input that has one, with \
-        both sides.\n\nA file of commands has one a line, as text. A line that is one of these objects is \
-        what it says:\n  {\"text\": \"...\"}  {\"hex\": \"00ff\"}  {\"advance_ms\": 10000}  {\"grant_ms\": \
-        10000, \"id\": 7}  {\"revoke\": 7}  {\"query\": \"...\"}  {\"query_hex\": \"00ff\"}\nWith --count, \
-        commands are made by changing those of the file; without a file, of words that the component has \
-        in\nits data. The summary tells how many were accepted: a certificate over refusals says \
-        little.\n\nExamples:\n  statehouse module check notes.component.wasm --commands examples.txt --count \
-        5000\n  statehouse module check notes.component.wasm --commands exactly-these.txt\n  statehouse \
-        module check counter.component.wasm --seed 7 --count 2000 --json"
+        both sides; and if no node would take the component, with all that is refused and what to do.\n\nA \
+        file of commands has one a line, as text. A line that is one of these objects is what it says:\n  \
+        {\"text\": \"...\"}  {\"hex\": \"00ff\"}  {\"advance_ms\": 10000}  {\"grant_ms\": 10000, \"id\": 7}  \
+        {\"revoke\": 7}  {\"query\": \"...\"}  {\"query_hex\": \"00ff\"}\nWith --count, commands are made by \
+        changing those of the file; without a file, of words that the component has in\nits data. The \
+        summary tells how many were accepted: a certificate over refusals says little.\n\nExamples:\n  \
+        statehouse module check notes.component.wasm --commands examples.txt --count 5000\n  statehouse \
+        module check notes.component.wasm --commands exactly-these.txt\n  statehouse module check \
+        counter.component.wasm --seed 7 --count 2000 --json"
 )]
 pub struct Check {
     /// The component, or a core module that carries component metadata
@@ -62,16 +64,20 @@ impl Check {
     pub fn run(self, global: &Global) -> anyhow::Result<()> {
         let configuration = payload::read(self.argument.as_deref().unwrap_or_default(), false)?;
         let compiler = compiler()?;
-        let inspected = Inspected::of(&read_file(&self.file)?, &compiler)?;
+        let (inspected, rejected) = Inspected::look(&read_file(&self.file)?, &compiler)?;
+        if !rejected.is_empty() {
+            return refuse(global, &inspected, &rejected);
+        }
         let inputs = self.inputs(&inspected)?;
         let waiting = super::waiting("compiling it twice, and running the commands")?;
         let certificate = certify(&inspected, &compiler, configuration, &inputs.deeds, self.seed);
         waiting.finish_and_clear();
         let certificate = certificate?;
         if global.json {
-            output::json(&as_json(&inspected, &inputs, &certificate)?)?;
+            let told = component_json(&inspected, &[])?;
+            output::json(&certificate_json(told, &inputs, &certificate))?;
         } else {
-            show_component(&inspected)?;
+            show_component(&inspected, &[])?;
             show_certificate(&inputs, &certificate)?;
         }
         if certificate.holds() { Ok(()) } else { Err(Shown.into()) }
@@ -98,6 +104,28 @@ impl Check {
     }
 }
 
+/// Shows a component that no node takes, and everything for which it is refused. Nothing of it is run.
+fn refuse(global: &Global, inspected: &Inspected, rejected: &[Rejected]) -> anyhow::Result<()> {
+    if global.json {
+        let mut told = component_json(inspected, rejected)?;
+        told["deterministic"] = Value::Null;
+        output::json(&told)?;
+        return Err(Shown.into());
+    }
+    show_component(inspected, rejected)?;
+    for why in rejected {
+        output::line(format_args!("REFUSED   {}", output::printable(why.to_string().as_bytes())))?;
+    }
+    output::line("NOT a machine: no node takes it, and nothing of it was run")?;
+    Err(Shown.into())
+}
+
+/// Whether the import is one of those that are refused.
+fn is_refused(import: &str, rejected: &[Rejected]) -> bool {
+    let of_import = |why: &&Rejected| matches!(why, Rejected::Import { .. } | Rejected::Type { .. });
+    rejected.iter().filter(of_import).any(|why| why.name() == Some(import))
+}
+
 /// What is worth a warning, though it is no difference.
 fn warnings(tally: &Tally) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -116,18 +144,20 @@ fn warnings(tally: &Tally) -> Vec<String> {
     warnings
 }
 
-fn show_component(inspected: &Inspected) -> anyhow::Result<()> {
+fn show_component(inspected: &Inspected, rejected: &[Rejected]) -> anyhow::Result<()> {
     output::line(format_args!("digest    {}", inspected.digest))?;
     output::line(format_args!("bytes     {}", inspected.component.len()))?;
     output::line(format_args!("world     {}", inspected.world.name()))?;
     for import in &inspected.imports {
+        let name = output::printable(import.as_bytes());
         match survey::given(import) {
-            Some(given) => output::line(format_args!("import    {import}: {given}"))?,
-            None => output::line(format_args!("import    {import}"))?,
+            _ if is_refused(import, rejected) => output::line(format_args!("import    {name}: refused"))?,
+            Some(given) => output::line(format_args!("import    {name}: {given}"))?,
+            None => output::line(format_args!("import    {name}"))?,
         }
     }
     for export in &inspected.exports {
-        output::line(format_args!("export    {export}"))?;
+        output::line(format_args!("export    {}", output::printable(export.as_bytes())))?;
     }
     let features = survey::features(&inspected.component)?;
     Ok(output::line(format_args!("features  {}", features.join(", ")))?)
@@ -186,13 +216,16 @@ fn show_comparison(comparison: &Comparison) -> anyhow::Result<()> {
     Ok(output::line(format_args!("          {hint}"))?)
 }
 
-fn as_json(inspected: &Inspected, inputs: &Inputs, certificate: &Certificate) -> anyhow::Result<Value> {
-    let imports = inspected.imports.iter().map(|name| json!({ "name": name, "gets": survey::given(name) }));
-    let imports: Vec<Value> = imports.collect();
-    let tally = &certificate.tally;
-    let spread =
-        |spread: crate::trial::check::Spread| json!({ "median": spread.median, "worst": spread.worst });
-    let comparisons: Vec<Value> = certificate.comparisons.iter().map(comparison_json).collect();
+/// What it is, and everything for which it is refused.
+fn component_json(inspected: &Inspected, rejected: &[Rejected]) -> anyhow::Result<Value> {
+    let import = |name: &String| {
+        let refused = is_refused(name, rejected);
+        let gets = survey::given(name).filter(|_| !refused);
+        json!({ "name": name, "gets": gets, "refused": refused })
+    };
+    let imports: Vec<Value> = inspected.imports.iter().map(import).collect();
+    let refused = |why: &Rejected| json!({ "name": why.name(), "why": why.to_string() });
+    let refused: Vec<Value> = rejected.iter().map(refused).collect();
     Ok(json!({
         "digest": inspected.digest.to_string(),
         "bytes": inspected.component.len(),
@@ -200,28 +233,36 @@ fn as_json(inspected: &Inspected, inputs: &Inputs, certificate: &Certificate) ->
         "imports": imports,
         "exports": inspected.exports,
         "features": survey::features(&inspected.component)?,
-        "lines": { "given": inputs.examples, "made": inputs.made, "seed": inputs.seed },
-        "inputs": {
-            "all": tally.inputs,
-            "accepted": tally.accepted,
-            "refused": tally.refused,
-            "trapped": tally.trapped,
-            "exhausted": tally.exhausted,
-            "lease_ends": tally.lease_ends,
-            "commands_accepted": tally.commands_accepted,
-            "events": tally.events,
-        },
-        "queries": { "all": tally.queries, "answered": tally.queries_answered },
-        "cost": {
-            "fuel": spread(certificate.cost.fuel),
-            "time_ns": spread(certificate.cost.took_ns),
-            "memory_bytes": spread(certificate.cost.memory_bytes),
-        },
-        "first_trap": certificate.first_trap,
-        "comparisons": comparisons,
-        "warnings": warnings(tally),
-        "deterministic": certificate.holds(),
+        "refused": refused,
     }))
+}
+
+/// Adds what it did.
+fn certificate_json(mut told: Value, inputs: &Inputs, certificate: &Certificate) -> Value {
+    let tally = &certificate.tally;
+    let spread = |spread: Spread| json!({ "median": spread.median, "worst": spread.worst });
+    told["lines"] = json!({ "given": inputs.examples, "made": inputs.made, "seed": inputs.seed });
+    told["inputs"] = json!({
+        "all": tally.inputs,
+        "accepted": tally.accepted,
+        "refused": tally.refused,
+        "trapped": tally.trapped,
+        "exhausted": tally.exhausted,
+        "lease_ends": tally.lease_ends,
+        "commands_accepted": tally.commands_accepted,
+        "events": tally.events,
+    });
+    told["queries"] = json!({ "all": tally.queries, "answered": tally.queries_answered });
+    told["cost"] = json!({
+        "fuel": spread(certificate.cost.fuel),
+        "time_ns": spread(certificate.cost.took_ns),
+        "memory_bytes": spread(certificate.cost.memory_bytes),
+    });
+    told["first_trap"] = json!(certificate.first_trap);
+    told["comparisons"] = certificate.comparisons.iter().map(comparison_json).collect();
+    told["warnings"] = json!(warnings(tally));
+    told["deterministic"] = json!(certificate.holds());
+    told
 }
 
 fn comparison_json(comparison: &Comparison) -> Value {

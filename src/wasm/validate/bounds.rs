@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use wasmparser::{BinaryReaderError, Parser, Payload, TypeRef};
 
-use super::{Limits, Rejected};
+use super::{Limits, Rejected, features};
 use crate::wasm::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 
 /// How much of each thing a module may have, all nested modules and components together.
@@ -57,6 +57,57 @@ impl Default for Bounds {
     }
 }
 
+/// A thing that is counted: its name, and what to do if there are too many.
+#[derive(Clone, Copy)]
+struct Counted {
+    what: &'static str,
+    advice: &'static str,
+}
+
+const SMALLER: &str = "leave out dependencies that it does not need, and link with --gc-sections or LTO";
+const FEWER_PARTS: &str = "compose it of fewer components and core modules, or link these into one";
+
+const fn counted(what: &'static str, advice: &'static str) -> Counted {
+    Counted { what, advice }
+}
+
+const NESTED: Counted = counted("levels of nested components", FEWER_PARTS);
+const COMPONENTS: Counted = counted("components", FEWER_PARTS);
+const MODULES: Counted = counted("core modules", FEWER_PARTS);
+const CORE_INSTANCES: Counted = counted("core instances", FEWER_PARTS);
+const ITEMS: Counted = counted("items of components", FEWER_PARTS);
+const FUNCTIONS: Counted = counted("functions", SMALLER);
+const TYPES: Counted = counted("core types", SMALLER);
+const IMPORTS: Counted = counted("core imports", SMALLER);
+const EXPORTS: Counted = counted("core exports", SMALLER);
+const GLOBALS: Counted = counted("globals", SMALLER);
+const ELEMENTS: Counted = counted("element segments", SMALLER);
+const SEGMENTS: Counted = counted(
+    "data segments",
+    "merge them (wasm-opt --memory-packing keeps few, and linkers have an option for it), or move data into \
+     the machine's state",
+);
+const TABLES: Counted = counted("tables", FEWER_PARTS);
+const MEMORIES: Counted = counted("memories", FEWER_PARTS);
+const FUNCTION_BYTES: Counted = counted(
+    "bytes in one function",
+    "split it, have less inlined (clang: -Os; rustc: opt-level = \"s\"), or make data of a table that it \
+     fills",
+);
+const METADATA_BYTES: Counted =
+    counted("bytes of component metadata", "build it for one world of statehouse:machine and nothing else");
+const MEMORY_BYTES: Counted = counted(
+    "bytes of memory from the start",
+    "make its static data and stack smaller (linkers: --initial-memory, -z stack-size), or raise \
+     memory_bytes_max on all nodes",
+);
+const TABLE_ELEMENTS: Counted =
+    counted("elements in one table", "let it have as many as it has functions that are called by pointer");
+const TYPE_NESTING: Counted = counted(
+    "levels of nested types, by the most that its bytes allow,",
+    "make the types of its interfaces flatter and fewer",
+);
+
 /// What was counted so far.
 #[derive(Default)]
 struct Counts {
@@ -96,13 +147,13 @@ fn check_payload(
     match payload {
         Payload::ComponentSection { .. } => {
             counts.nesting += 1;
-            bound("levels of nested components", counts.nesting, bounds.nesting_max)?;
-            add("components", &mut counts.components, 1, bounds.components_max)
+            bound(NESTED, counts.nesting, bounds.nesting_max)?;
+            add(COMPONENTS, &mut counts.components, 1, bounds.components_max)
         }
         Payload::ModuleSection { .. } => {
             // Its end lowers the nesting again, as a component's does.
             counts.nesting += 1;
-            add("core modules", &mut counts.modules, 1, bounds.modules_max)
+            add(MODULES, &mut counts.modules, 1, bounds.modules_max)
         }
         Payload::End(_) => {
             counts.nesting = counts.nesting.saturating_sub(1);
@@ -110,21 +161,16 @@ fn check_payload(
         }
         Payload::CustomSection(section) if is_metadata(section.name()) => {
             let length = section.data().len() as u64;
-            bound("bytes of component metadata", length, bounds.metadata_bytes_max)?;
+            bound(METADATA_BYTES, length, bounds.metadata_bytes_max)?;
             check_type_nesting(section.data(), bounds)
         }
         Payload::CoreTypeSection(section) => {
             check_type_nesting(slice(bytes, section.range()), bounds)?;
-            add("core types", &mut counts.types, section.count(), bounds.items_max)
+            add(TYPES, &mut counts.types, section.count(), bounds.items_max)
         }
         Payload::ComponentTypeSection(section) => {
             check_type_nesting(slice(bytes, section.range()), bounds)?;
-            add(
-                "items of components",
-                &mut counts.component_items,
-                section.count(),
-                bounds.component_items_max,
-            )
+            add(ITEMS, &mut counts.component_items, section.count(), bounds.component_items_max)
         }
         Payload::InstanceSection(section) => {
             // Bundles of exports are instances too, but cost nothing; the count of real ones is checked
@@ -135,13 +181,8 @@ fn check_payload(
                     real += 1;
                 }
             }
-            add(
-                "items of components",
-                &mut counts.component_items,
-                section.count(),
-                bounds.component_items_max,
-            )?;
-            add("core instances", &mut counts.core_instances, real, bounds.core_instances_max)
+            add(ITEMS, &mut counts.component_items, section.count(), bounds.component_items_max)?;
+            add(CORE_INSTANCES, &mut counts.core_instances, real, bounds.core_instances_max)
         }
         _ => check_component_items(payload, counts, bounds)
             .unwrap_or_else(|| check_core(payload, counts, limits)),
@@ -162,18 +203,16 @@ fn check_component_items(
         Payload::ComponentExportSection(section) => section.count(),
         _ => return None,
     };
-    Some(add("items of components", &mut counts.component_items, count, bounds.component_items_max))
+    Some(add(ITEMS, &mut counts.component_items, count, bounds.component_items_max))
 }
 
 /// The sections of a core module.
 fn check_core(payload: &Payload, counts: &mut Counts, limits: &Limits) -> Result<(), Rejected> {
     let bounds = &limits.bounds;
     match payload {
-        Payload::TypeSection(section) => {
-            add("core types", &mut counts.types, section.count(), bounds.items_max)
-        }
+        Payload::TypeSection(section) => add(TYPES, &mut counts.types, section.count(), bounds.items_max),
         Payload::ImportSection(section) => {
-            add("core imports", &mut counts.imports, section.count(), bounds.items_max)?;
+            add(IMPORTS, &mut counts.imports, section.count(), bounds.items_max)?;
             for import in section.clone().into_imports() {
                 match import.map_err(unreadable)?.ty {
                     TypeRef::Memory(memory) => check_memory(&memory, limits)?,
@@ -184,34 +223,34 @@ fn check_core(payload: &Payload, counts: &mut Counts, limits: &Limits) -> Result
             Ok(())
         }
         Payload::ExportSection(section) => {
-            add("core exports", &mut counts.exports, section.count(), bounds.items_max)
+            add(EXPORTS, &mut counts.exports, section.count(), bounds.items_max)
         }
         Payload::GlobalSection(section) => {
-            add("globals", &mut counts.globals, section.count(), bounds.items_max)
+            add(GLOBALS, &mut counts.globals, section.count(), bounds.items_max)
         }
         Payload::ElementSection(section) => {
-            add("element segments", &mut counts.elements, section.count(), bounds.segments_max)
+            add(ELEMENTS, &mut counts.elements, section.count(), bounds.segments_max)
         }
         Payload::DataSection(section) => {
-            add("data segments", &mut counts.data, section.count(), bounds.segments_max)
+            add(SEGMENTS, &mut counts.data, section.count(), bounds.segments_max)
         }
         Payload::TableSection(section) => {
-            add("tables", &mut counts.tables, section.count(), u64::from(TABLES_MAX))?;
+            add(TABLES, &mut counts.tables, section.count(), u64::from(TABLES_MAX))?;
             section.clone().into_iter().try_for_each(|table| check_table(&table.map_err(unreadable)?.ty))
         }
         Payload::MemorySection(section) => {
-            add("memories", &mut counts.memories, section.count(), u64::from(MEMORIES_MAX))?;
+            add(MEMORIES, &mut counts.memories, section.count(), u64::from(MEMORIES_MAX))?;
             section
                 .clone()
                 .into_iter()
                 .try_for_each(|memory| check_memory(&memory.map_err(unreadable)?, limits))
         }
         Payload::FunctionSection(section) => {
-            add("functions", &mut counts.functions, section.count(), bounds.functions_max)
+            add(FUNCTIONS, &mut counts.functions, section.count(), bounds.functions_max)
         }
         Payload::CodeSectionEntry(body) => {
             let length = body.range().len() as u64;
-            bound("bytes in one function", length, bounds.function_bytes_max)
+            bound(FUNCTION_BYTES, length, bounds.function_bytes_max)
         }
         _ => Ok(()),
     }
@@ -219,25 +258,22 @@ fn check_core(payload: &Payload, counts: &mut Counts, limits: &Limits) -> Result
 
 fn check_memory(memory: &wasmparser::MemoryType, limits: &Limits) -> Result<(), Rejected> {
     if memory.shared {
-        return Err(Rejected::Invalid("a memory is shared between threads, and machines have none".into()));
+        let found = "a memory is shared between them".to_owned();
+        return Err(features::refusal("threads", found));
     }
     let bytes = memory.initial.saturating_mul(64 << 10);
-    bound("bytes of memory from the start", bytes, limits.memory_bytes_max as u64)
+    bound(MEMORY_BYTES, bytes, limits.memory_bytes_max as u64)
 }
 
 fn check_table(table: &wasmparser::TableType) -> Result<(), Rejected> {
-    bound("elements in one table", table.initial, TABLE_ELEMENTS_MAX as u64)
+    bound(TABLE_ELEMENTS, table.initial, TABLE_ELEMENTS_MAX as u64)
 }
 
 /// The parser reads types within types by recursion. Each level begins with one of four bytes, so their
 /// number is a bound on the depth; sections of real components have some hundreds.
 fn check_type_nesting(section: &[u8], bounds: &Bounds) -> Result<(), Rejected> {
     let openers = section.iter().filter(|byte| matches!(byte, 0x41 | 0x42 | 0x50)).count();
-    bound(
-        "levels of nested types, by the most that its bytes allow,",
-        openers as u64,
-        bounds.type_nesting_max,
-    )
+    bound(TYPE_NESTING, openers as u64, bounds.type_nesting_max)
 }
 
 /// Whether a core module says which world it was built for.
@@ -257,18 +293,19 @@ fn is_metadata(name: &str) -> bool {
 }
 
 fn unreadable(error: BinaryReaderError) -> Rejected {
-    Rejected::Unreadable(format!("{error}; is it damaged or cut short?"))
+    Rejected::Unreadable(error.to_string())
 }
 
 fn slice(bytes: &[u8], range: Range<usize>) -> &[u8] {
     bytes.get(range).unwrap_or_default()
 }
 
-fn add(what: &'static str, count: &mut u64, more: u32, max: u64) -> Result<(), Rejected> {
+fn add(counted: Counted, count: &mut u64, more: u32, max: u64) -> Result<(), Rejected> {
     *count += u64::from(more);
-    bound(what, *count, max)
+    bound(counted, *count, max)
 }
 
-fn bound(what: &'static str, value: u64, max: u64) -> Result<(), Rejected> {
-    if value <= max { Ok(()) } else { Err(Rejected::OverBound { what, value, max }) }
+fn bound(counted: Counted, value: u64, max: u64) -> Result<(), Rejected> {
+    let Counted { what, advice } = counted;
+    if value <= max { Ok(()) } else { Err(Rejected::OverBound { what, value, max, advice }) }
 }

@@ -6,12 +6,18 @@
 //! on the way, in the compiler's process: a small file can make the converter recurse without end.
 //!
 //! Promises: ends in time linear in the size; never a panic or an overflown stack, whatever the bytes; an
-//! error that names the fault, and the value and limit where there is one. Never the text format.
+//! error that names the fault, the value and limit where there is one, and what to do. What a valid component
+//! has that the contract does not, and the other way round, is named whole: not the first of it. Never the
+//! text format.
 
 mod bounds;
+mod features;
+mod rejected;
 mod world;
 
 pub use bounds::Bounds;
+pub(super) use features::{shown, without};
+pub use rejected::Rejected;
 
 use std::borrow::Cow;
 
@@ -53,101 +59,41 @@ pub struct Inspected<'a> {
     pub exports: Vec<String>,
 }
 
-/// Why a module is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Rejected {
-    /// Over the size limit.
-    #[error(
-        "the module has {bytes} bytes, at most {max} are allowed: strip debug information, or raise \
-         module_bytes_max"
-    )]
-    TooLarge {
-        /// Its size.
-        bytes: u64,
-        /// The limit.
-        max: u64,
-    },
-    /// Not WebAssembly.
-    #[error("this is not a WebAssembly component: it begins with {0}")]
-    NotWasm(String),
-    /// The text format.
-    #[error("this is WebAssembly's text format, which is not taken: make it binary with `wasm-tools parse`")]
-    Text,
-    /// A core module that does not say which world it is of.
-    #[error(
-        "this is a core module without component metadata: build it with wit-bindgen for one of the worlds \
-         of statehouse:machine, or run `wasm-tools component embed` and `wasm-tools component new`"
-    )]
-    CoreModule,
-    /// A core module with metadata that does not fit it.
-    #[error("this core module cannot be turned into a component: {0}")]
-    NotConvertible(String),
-    /// Over one of the [`Bounds`].
-    #[error("the module has {value} {what}, at most {max} are allowed")]
-    OverBound {
-        /// What was counted.
-        what: &'static str,
-        /// How many there are; counting stopped here.
-        value: u64,
-        /// The limit.
-        max: u64,
-    },
-    /// Not valid, or in need of a feature that the contract leaves out.
-    #[error("the module is not valid here: {0}")]
-    Invalid(String),
-    /// An import that no machine may have.
-    #[error("the import {name} is not allowed: {why}")]
-    Import {
-        /// Its name.
-        name: String,
-        /// Why not, and what to do.
-        why: String,
-    },
-    /// An import or export whose type is not the contract's.
-    #[error("{name} does not have the type that statehouse:machine@0.1.0 gives it: {detail}")]
-    Type {
-        /// Its name.
-        name: String,
-        /// Which part differs.
-        detail: String,
-    },
-    /// An export that the world demands.
-    #[error("the export {name} is missing, which the world {world} demands{hint}")]
-    MissingExport {
-        /// Its name.
-        name: String,
-        /// The world's name.
-        world: &'static str,
-        /// What it has in place of it, if that is near.
-        hint: String,
-    },
-    /// This computer could not inspect it: try again.
-    #[error("the module was not inspected: {0}")]
-    NotInspected(String),
-    /// The parser failed on it: damaged or hostile.
-    #[error("the module cannot be read: {0}")]
-    Unreadable(String),
+/// A component that was looked at, taken or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look<'a> {
+    /// What it is. Its world is the one that its names come nearest to.
+    pub inspected: Inspected<'a>,
+    /// Everything for which it is refused; nothing if it may be compiled.
+    pub rejected: Vec<Rejected>,
 }
 
 /// Inspects uploaded bytes. Compiles nothing: `compiler` is for core modules, which it turns into components.
 pub fn inspect<'a>(bytes: &'a [u8], limits: &Limits, compiler: &Compiler) -> Result<Inspected<'a>, Rejected> {
+    let Look { inspected, rejected } = look(bytes, limits, compiler)?;
+    match Rejected::all(rejected) {
+        None => Ok(inspected),
+        Some(rejected) => Err(rejected),
+    }
+}
+
+/// The same, for showing what a component is although it is refused.
+///
+/// # Errors
+/// If these bytes are no component, or one over the [`Limits`]: then nothing else is known of it.
+pub fn look<'a>(bytes: &'a [u8], limits: &Limits, compiler: &Compiler) -> Result<Look<'a>, Rejected> {
     // A thread of its own: with the stack that nested types may need, and so that a panic in a parser of
     // hostile bytes is an answer and not the end of the caller.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("inspect".into()).stack_size(STACK_BYTES);
         let inspector = thread
-            .spawn_scoped(scope, || inspect_here(bytes, limits, compiler))
+            .spawn_scoped(scope, || look_here(bytes, limits, compiler))
             .map_err(|e| Rejected::NotInspected(format!("no thread could be started: {e}")))?;
         inspector.join().unwrap_or_else(|_| Err(Rejected::Unreadable("the parser gave up on it".into())))
     })
 }
 
-fn inspect_here<'a>(
-    bytes: &'a [u8],
-    limits: &Limits,
-    compiler: &Compiler,
-) -> Result<Inspected<'a>, Rejected> {
+fn look_here<'a>(bytes: &'a [u8], limits: &Limits, compiler: &Compiler) -> Result<Look<'a>, Rejected> {
     check_size(bytes, limits)?;
     let component = match kind_of(bytes)? {
         Kind::Component => Cow::Borrowed(bytes),
@@ -155,8 +101,9 @@ fn inspect_here<'a>(
     };
     check_size(&component, limits)?;
     bounds::check(&component, limits)?;
-    let world::Fit { world, wasi, imports, exports } = world::compare(&component)?;
-    Ok(Inspected { component, world, wasi, imports, exports })
+    let world::Comparison { world, imports, exports, rejected } = world::compare(&component)?;
+    let wasi = imports.iter().any(|name| name.starts_with("wasi:"));
+    Ok(Look { inspected: Inspected { component, world, wasi, imports, exports }, rejected })
 }
 
 fn check_size(bytes: &[u8], limits: &Limits) -> Result<(), Rejected> {
@@ -191,13 +138,19 @@ fn convert(module: &[u8], limits: &Limits, compiler: &Compiler) -> Result<Vec<u8
     if !bounds::has_component_metadata(module)? {
         return Err(Rejected::CoreModule);
     }
-    wasmparser::Validator::new_with_features(super::engine::features())
-        .validate_all(module)
-        .map_err(|e| Rejected::Invalid(e.to_string()))?;
+    if let Err(why) = wasmparser::Validator::new_with_features(super::engine::features()).validate_all(module)
+    {
+        return Err(Rejected::all(features::refused(module)).unwrap_or_else(|| invalid(&why)));
+    }
     compiler.componentize(module).map_err(|error| match error {
         CompileError::Process { .. } => Rejected::NotInspected(error.to_string()),
         _ => Rejected::NotConvertible(error.to_string()),
     })
+}
+
+/// Neither valid here nor with all features that there are.
+fn invalid(why: &wasmparser::BinaryReaderError) -> Rejected {
+    Rejected::Invalid(why.to_string())
 }
 
 #[cfg(test)]

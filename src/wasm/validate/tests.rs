@@ -14,6 +14,11 @@ fn refused_text(text: &str) -> Rejected {
     refused(&wat::parse_str(text).unwrap())
 }
 
+/// The first thing that is wrong with a component.
+fn first_refused(text: &str) -> Rejected {
+    refused_text(text).each()[0].clone()
+}
+
 /// A sound guest with `items` added.
 fn with_items(items: &str) -> Vec<u8> {
     stored(&guest_text(items, "(call $ok)", "(call $ok)"))
@@ -93,7 +98,7 @@ fn an_export_of_another_type_is_named_with_its_function() {
 fn an_import_of_another_type_is_named_with_its_function() {
     let text = "(component (import \"statehouse:machine/store@0.1.0\" (instance
         (export \"set\" (func (param \"key\" string) (param \"value\" (list u8)))))))";
-    let Rejected::Type { name, detail } = refused_text(text) else { panic!("it has no wrong type") };
+    let Rejected::Type { name, detail } = first_refused(text) else { panic!("it has no wrong type") };
     assert_eq!(name, "statehouse:machine/store@0.1.0");
     assert!(detail.contains("set differs"), "{detail}");
 }
@@ -111,7 +116,7 @@ fn imports_that_machines_may_not_have_are_named() {
         ("plain-function", "only interfaces"),
     ] {
         let Rejected::Import { name: found, why } =
-            refused_text(&format!("(component (import \"{name}\" (instance)))"))
+            first_refused(&format!("(component (import \"{name}\" (instance)))"))
         else {
             panic!("{name} was not refused as an import")
         };
@@ -124,10 +129,81 @@ fn imports_that_machines_may_not_have_are_named() {
 fn shared_libraries_may_bring_the_network_but_nothing_else_of_it() {
     let library = "(core module (@custom \"dylink.0\" \"\"))";
     let refused_with =
-        |import: &str| refused_text(&format!("(component {library} (import \"{import}\" (instance)))"));
+        |import: &str| first_refused(&format!("(component {library} (import \"{import}\" (instance)))"));
     assert!(matches!(refused_with("wasi:sockets/tcp@0.2.0"), Rejected::MissingExport { .. }));
     for name in ["wasi:sockets/tcp@0.3.0", "wasi:http/types@0.2.3"] {
         assert!(matches!(refused_with(name), Rejected::Import { .. }), "{name}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_named() {
+    let text = "(component
+        (import \"wasi:http/types@0.2.3\" (instance))
+        (import \"statehouse:machine/store@0.1.0\" (instance (export \"set\" (func))))
+        (import \"wasi:clocks/wall-clock@0.2.6\" (instance))
+        (import \"wasi:http/outgoing-handler@0.2.3\" (instance))
+        (import \"wasi:keyvalue/store@0.2.0\" (instance)))";
+    let rejected = refused_text(text);
+    let names: Vec<&str> = rejected.each().iter().filter_map(Rejected::name).collect();
+    let expected = [
+        "wasi:http/types@0.2.3",
+        "statehouse:machine/store@0.1.0",
+        "wasi:http/outgoing-handler@0.2.3",
+        "wasi:keyvalue/store@0.2.0",
+        "statehouse:machine/behavior@0.1.0",
+    ];
+    assert_eq!(names, expected);
+    let told = rejected.to_string();
+    let together =
+        "the imports wasi:http/types@0.2.3, wasi:http/outgoing-handler@0.2.3 are not allowed: a machine";
+    assert!(told.contains(together), "{told}");
+}
+
+#[test]
+fn a_refused_component_can_still_be_looked_at() {
+    let bytes = wat::parse_str("(component (import \"wasi:http/types@0.2.3\" (instance)))").unwrap();
+    let look = look(&bytes, &Limits::default(), &Compiler::InProcess).unwrap();
+    assert_eq!(look.inspected.imports, ["wasi:http/types@0.2.3"]);
+    assert_eq!((look.inspected.world, look.rejected.len()), (World::Stored, 2));
+}
+
+/// What is said of each thing that can be wrong has its name or value, the limit, and what to do.
+#[test]
+fn every_refusal_says_what_to_do() {
+    let import = |items: &str| first_refused(&format!("(component {items})")).to_string();
+    let many = |count: usize| wrapped(&many_functions(count, ""));
+    for (told, parts) in [
+        (
+            import(""),
+            ["behavior@0.1.0 is missing", "the world stored", "build the guest for one of the worlds"],
+        ),
+        (
+            import("(instance $i) (export \"statehouse:machine/behavior@0.9.0\" (instance $i))"),
+            [
+                "behavior@0.1.0 is missing",
+                "it has statehouse:machine/behavior@0.9.0",
+                "build it with the machine.wit",
+            ],
+        ),
+        (
+            import("(import \"statehouse:machine/store@0.1.0\" (instance (export \"set\" (func))))"),
+            ["store@0.1.0 does not have the type", "set differs", "build the guest with the machine.wit"],
+        ),
+        (
+            import("(import \"a:b/c@1.0.0\" (instance))"),
+            ["a:b/c@1.0.0", "not allowed", "leave out what asks"],
+        ),
+        (
+            refused(&many(100_001)).to_string(),
+            ["100001 functions", "at most 100000", "leave out dependencies"],
+        ),
+        (refused(b"\x7fELF").to_string(), ["7f454c46", "0061736d0d000100", "give the file"]),
+        (refused(&NOTES[..2_000]).to_string(), ["cannot be read", "cut short", "sha256"]),
+    ] {
+        for part in parts {
+            assert!(told.contains(part), "{part:?} is not in {told}");
+        }
     }
 }
 
@@ -136,7 +212,7 @@ fn a_component_of_both_worlds_is_refused() {
     let text = "(component
         (import \"statehouse:machine/snapshot-stream@0.1.0\" (instance))
         (import \"statehouse:machine/store@0.1.0\" (instance)))";
-    let Rejected::Import { name, why } = refused_text(text) else { panic!("it mixes two worlds") };
+    let Rejected::Import { name, why } = first_refused(text) else { panic!("it mixes two worlds") };
     assert_eq!(name, "statehouse:machine/store@0.1.0");
     assert!(why.contains("resident"), "{why}");
 }
@@ -172,9 +248,23 @@ fn features_that_the_contract_leaves_out_are_refused_by_name() {
             assert!(word.is_empty(), "{items} is no text");
             continue;
         };
-        let module = core_module_of(module);
-        let why = refused(&module).to_string();
-        assert!(why.to_lowercase().contains(&word.to_lowercase()), "{items}: {why}");
+        let why = refused(&core_module_of(module));
+        assert!(why.to_string().to_lowercase().contains(&word.to_lowercase()), "{items}: {why}");
+        let is_feature = |why: &Rejected| matches!(why, Rejected::Feature { .. });
+        assert!(why.each().iter().all(is_feature), "{items}: {why:?}");
+    }
+}
+
+#[test]
+fn all_features_that_are_left_out_are_named_with_what_to_do() {
+    let items = "(func (drop (i32.atomic.load (i32.const 0))))
+        (func (drop (i32x4.relaxed_trunc_f32x4_s (v128.const i32x4 0 0 0 0))))";
+    let text = guest_text(items, "(call $ok)", "(call $ok)");
+    let rejected = refused(&core_module_of(wat::parse_str(text).unwrap()));
+    let names: Vec<&str> = rejected.each().iter().filter_map(Rejected::name).collect();
+    assert_eq!(names, ["relaxed-simd", "threads"]);
+    for part in ["no -pthread", "-mno-relaxed-simd", "at offset 0x"] {
+        assert!(rejected.to_string().contains(part), "{part:?} is not in {rejected}");
     }
 }
 
@@ -195,10 +285,9 @@ fn shared_memory_and_memory_over_the_limit_are_refused() {
 #[test]
 fn a_table_over_the_limit_is_refused() {
     let module = core_module(&guest_text("(table 100000000 funcref)", "(call $ok)", "(call $ok)"), "stored");
-    assert_eq!(
-        refused(&module),
-        Rejected::OverBound { what: "elements in one table", value: 100_000_000, max: 100_000 }
-    );
+    let told = refused(&module).to_string();
+    let begins = "the module has 100000000 elements in one table, at most 100000 are allowed: let it have";
+    assert!(told.starts_with(begins), "{told}");
 }
 
 #[test]
@@ -253,7 +342,8 @@ fn cut_and_damaged_components_are_answered_and_never_panic() {
             let mut damaged = bytes.to_vec();
             let at = random as usize % damaged.len();
             damaged[at] ^= 1 << (random >> 60 & 7);
-            taken += usize::from(inspect_here(&damaged, &Limits::default(), &Compiler::InProcess).is_ok());
+            let looked = look_here(&damaged, &Limits::default(), &Compiler::InProcess);
+            taken += usize::from(looked.is_ok_and(|look| look.rejected.is_empty()));
         }
         // Most of a component is code and data in which a flipped bit is as good as another: hence the
         // digest.

@@ -7,7 +7,7 @@ use wasmparser::component_types::{ComponentAnyTypeId, ComponentEntityType, Compo
 use wasmparser::types::{Types, TypesRef};
 use wasmparser::{Parser, Payload, Validator};
 
-use super::Rejected;
+use super::{Rejected, features};
 use crate::machine::guest::World;
 use crate::wasm::{engine, wasi};
 
@@ -16,33 +16,41 @@ const CONTRACT: &str = include_str!("../../../wit/machine.wit");
 /// What names of the contract begin with.
 const PACKAGE: &str = "statehouse:machine/";
 
-/// A component that fits.
-pub struct Fit {
+/// What a component is beside the contract.
+pub struct Comparison {
     pub world: World,
-    pub wasi: bool,
     pub imports: Vec<String>,
     pub exports: Vec<String>,
+    /// Everything that keeps it from being a machine.
+    pub rejected: Vec<Rejected>,
 }
 
 /// Validates a component and compares it with the world that it seems to be for.
-pub fn compare(component: &[u8]) -> Result<Fit, Rejected> {
+pub fn compare(component: &[u8]) -> Result<Comparison, Rejected> {
+    let Names { imports, exports, shared_libraries } = names_of(component)?;
+    let resident = |name: &String| name.starts_with("statehouse:machine/snapshot");
+    let world = if imports.iter().chain(&exports).any(resident) { World::Resident } else { World::Stored };
+
     // One validator for both, because it can compare only types that it has seen itself.
     let mut validator = Validator::new_with_features(engine::features());
     let contract = validator.validate_all(&contract()?).map_err(|e| broken(&e))?;
     validator.reset();
-    let types = validator.validate_all(component).map_err(|e| Rejected::Invalid(e.to_string()))?;
-    let Names { imports, exports, shared_libraries } = names_of(component)?;
-
-    let resident = |name: &String| name.starts_with("statehouse:machine/snapshot");
-    let world = if imports.iter().chain(&exports).any(resident) { World::Resident } else { World::Stored };
-    let ty = world_type(&contract, world)?;
-    let expected = Expected { world, types: contract.as_ref(), ty, shared_libraries };
-    for name in &imports {
-        expected.check_import(name, types.as_ref())?;
-    }
-    expected.check_exports(types.as_ref(), &exports)?;
-    let wasi = imports.iter().any(|name| name.starts_with("wasi:"));
-    Ok(Fit { world, wasi, imports, exports })
+    let rejected = match validator.validate_all(component) {
+        Ok(types) => {
+            let ty = world_type(&contract, world)?;
+            Expected { world, types: contract.as_ref(), ty, shared_libraries }.all(
+                &imports,
+                &exports,
+                types.as_ref(),
+            )
+        }
+        // What has no valid types is compared with nothing.
+        Err(why) => match features::refused(component) {
+            none if none.is_empty() => return Err(super::invalid(&why)),
+            refused => refused,
+        },
+    };
+    Ok(Comparison { world, imports, exports, rejected })
 }
 
 /// The contract as a component whose exports are its worlds.
@@ -118,6 +126,12 @@ struct Expected<'a> {
 }
 
 impl Expected<'_> {
+    /// Everything that is not as the world has it, imports first.
+    fn all(&self, imports: &[String], exports: &[String], types: TypesRef) -> Vec<Rejected> {
+        let imports = imports.iter().filter_map(|name| self.check_import(name, types).err());
+        imports.chain(self.wrong_exports(types, exports)).collect()
+    }
+
     /// The import must be one that the host gives, with a type that the host's fits.
     fn check_import(&self, name: &str, types: TypesRef) -> Result<(), Rejected> {
         if wasi::is_allowed(name) || (self.shared_libraries && wasi::is_network(name)) {
@@ -139,18 +153,18 @@ impl Expected<'_> {
     }
 
     /// Every export of the world must be there, with a type that fits. Others are tolerated.
-    fn check_exports(&self, types: TypesRef, exports: &[String]) -> Result<(), Rejected> {
-        for (name, ours) in &self.ty.exports {
+    fn wrong_exports(&self, types: TypesRef, exports: &[String]) -> impl Iterator<Item = Rejected> {
+        self.ty.exports.iter().filter_map(move |(name, ours)| {
             let Some(theirs) = types.component_item_for_export(name) else {
-                let (world, hint) = (self.world.name(), near(name, exports));
-                return Err(Rejected::MissingExport { name: name.clone(), world, hint });
+                let (world, instead) = (self.world.name(), instead_of(name, exports));
+                return Some(Rejected::MissingExport { name: name.clone(), world, instead });
             };
-            if !ComponentEntityType::is_subtype_of(&theirs.ty, types, &ours.ty, self.types) {
-                let detail = difference(ours, self.types, theirs, types);
-                return Err(Rejected::Type { name: name.clone(), detail });
+            if ComponentEntityType::is_subtype_of(&theirs.ty, types, &ours.ty, self.types) {
+                return None;
             }
-        }
-        Ok(())
+            let detail = difference(ours, self.types, theirs, types);
+            Some(Rejected::Type { name: name.clone(), detail })
+        })
     }
 
     fn why_not(&self, name: &str) -> String {
@@ -162,23 +176,26 @@ impl Expected<'_> {
         }
         if name.starts_with("wasi:") {
             return "only a small part of WASI 0.2 is given to machines: clocks, random, cli, io and empty \
-                    filesystem preopens; build the guest with WASI stubbed"
+                    filesystem preopens; build the guest with WASI stubbed (componentize-py: --stub-wasi; \
+                    componentize-js: -d stdio random clocks http fetch-event)"
                 .into();
         }
         if name.starts_with(PACKAGE) {
-            return format!("the world {world} of statehouse:machine@0.1.0 does not have it");
+            return format!(
+                "the world {world} of statehouse:machine@0.1.0 does not have it; build the guest for one \
+                 world, with the machine.wit of this version, which `statehouse module new` writes"
+            );
         }
-        "only interfaces of statehouse:machine and a small part of WASI are given to machines".into()
+        "only interfaces of statehouse:machine and a small part of WASI are given to machines; leave out \
+         what asks for it, or compose the component with one that gives it (wac plug)"
+            .into()
     }
 }
 
 /// An export that has the name in another version.
-fn near(name: &str, exports: &[String]) -> String {
+fn instead_of(name: &str, exports: &[String]) -> Option<String> {
     let base = |name: &str| name.split('@').next().unwrap_or_default().to_owned();
-    match exports.iter().find(|export| base(export) == base(name)) {
-        Some(export) => format!("; it has {export}, which is another version"),
-        None => String::new(),
-    }
+    exports.iter().find(|export| base(export) == base(name)).cloned()
 }
 
 /// Names the first function or type of an interface that is wanted and not given as wanted.

@@ -94,11 +94,20 @@ fn build(directory: &Path, project: &Project) -> anyhow::Result<Vec<u8>> {
 /// What a node would say at upload, and whether it is of the world that the project is of.
 fn check(bytes: &[u8], project: &Project, origin: impl Fn(Import) -> String) -> anyhow::Result<()> {
     let inspected = inspect(bytes, &Limits::default(), &Compiler::InProcess).map_err(|why| {
-        let told = match &why {
-            Rejected::Import { name, .. } => origin(Import { module: name, function: "" }),
-            _ => String::new(),
+        let told = |why: &Rejected| match why {
+            Rejected::Import { name, .. } => {
+                format!("{why}{}", origin(Import { module: name, function: "" }))
+            }
+            _ => why.to_string(),
         };
-        anyhow!("it was built, but no node would take it: {why}{told}")
+        match why.each() {
+            [why] => anyhow!("it was built, but no node would take it: {}", told(why)),
+            all => anyhow!(
+                "it was built, but no node would take it, for {} reasons:\n  {}",
+                all.len(),
+                all.iter().map(told).collect::<Vec<_>>().join("\n  ")
+            ),
+        }
     })?;
     if inspected.world.name() != project.world.name() {
         bail!(
