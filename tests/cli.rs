@@ -1,9 +1,14 @@
 //! The program from outside: real processes, real sockets, real files. What a person or a script sees of it.
 
+#[path = "etcd/calls.rs"]
+#[expect(dead_code, reason = "the comparison with etcd uses the rest of it")]
+mod calls;
 #[path = "cli/checked.rs"]
 mod checked;
 #[path = "cli/etcd.rs"]
 mod etcd;
+#[path = "cli/etcd_three.rs"]
+mod etcd_three;
 #[path = "cli/faults.rs"]
 mod faults;
 #[path = "cli/gallery.rs"]

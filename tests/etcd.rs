@@ -15,6 +15,8 @@
 mod accepted;
 #[path = "etcd/answer.rs"]
 mod answer;
+#[path = "etcd/calls.rs"]
+mod calls;
 #[path = "lockstep/chance.rs"]
 #[allow(dead_code, reason = "the tests of clusters use more of it")]
 mod chance;
@@ -264,6 +266,19 @@ async fn kubernetes_storage_tests_pass() {
 async fn messages_that_are_too_large_are_refused_in_etcds_words() {
     let _alone = alone().await;
     none(&oversized::differences(&Server::etcd(), &Server::statehouse()).await);
+}
+
+#[tokio::test]
+#[ignore = "needs etcd and its clients: make test-clients"]
+async fn calls_that_no_client_makes_are_answered_in_etcds_words() {
+    let _alone = alone().await;
+    let (first, second) = (Server::etcd(), Server::statehouse());
+    let (first, second) = (first.channel().await, second.channel().await);
+    none(&calls::differences(&calls::unreadable(&first).await, &calls::unreadable(&second).await));
+    none(&calls::differences(&calls::unknown(&first).await, &calls::unknown(&second).await));
+    none(&calls::differences(&calls::padded(&first).await, &calls::padded(&second).await));
+    // Each was asked to put the same number of keys before.
+    assert_eq!(calls::half_closed(&first).await, calls::half_closed(&second).await);
 }
 
 #[tokio::test]

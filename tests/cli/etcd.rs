@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream;
+use statehouse::proto::etcd::authpb::Permission;
 use statehouse::proto::etcd::etcdserverpb as pb;
+use statehouse::proto::etcd::etcdserverpb::auth_client::AuthClient;
 use statehouse::proto::etcd::etcdserverpb::cluster_client::ClusterClient;
 use statehouse::proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use statehouse::proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -24,6 +26,7 @@ use tokio::sync::mpsc;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
+use super::calls;
 use super::process::{Node, directory, program};
 
 fn serve(data: &Path) -> Node {
@@ -136,6 +139,60 @@ async fn keys_are_put_read_deleted_and_compacted_as_in_etcd() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_read_and_what_nobody_has_is_refused_in_etcds_words() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let channel = channel(&node.etcd[0]).await;
+    let methods = calls::methods();
+    for (of, told) in calls::unreadable(&channel).await {
+        let streams = of.split(' ').next().and_then(|path| methods.get(path)).expect("a method");
+        let due = match streams {
+            true => "Internal grpc: failed to unmarshal the received message",
+            false => "Internal grpc: error unmarshalling request",
+        };
+        assert_eq!(told, due, "{of}");
+    }
+    for (path, told) in calls::unknown(&channel).await {
+        let due = match path[1..].rsplit_once('/') {
+            None => format!("malformed method name: {path:?}"),
+            Some((service, method))
+                if methods.keys().any(|path| path[1..].starts_with(&format!("{service}/"))) =>
+            {
+                format!("unknown method {method} for service {service}")
+            }
+            Some((service, _)) => format!("unknown service {service}"),
+        };
+        assert_eq!(told, format!("Unimplemented {due}"), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_and_roles_are_refused_as_where_authentication_is_disabled() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let mut auth = AuthClient::new(channel(&node.etcd[0]).await);
+    let (invalid, failed) = (Code::InvalidArgument, Code::FailedPrecondition);
+    said(auth.role_add(pb::AuthRoleAddRequest::default()).await, invalid, "etcdserver: role name is empty");
+    said(auth.user_add(pb::AuthUserAddRequest::default()).await, invalid, "etcdserver: user name is empty");
+    let nobody = auth.user_grant_role(pb::AuthUserGrantRoleRequest::default()).await;
+    said(nobody, failed, "etcdserver: user name not found");
+    for (key, range_end, code, text) in [
+        ("", "", invalid, "etcdserver: invalid auth management"),
+        ("b", "a", invalid, "etcdserver: invalid auth management"),
+        ("b", "b", invalid, "etcdserver: invalid auth management"),
+        ("b", "", failed, "etcdserver: role name not found"),
+        ("b", "c", failed, "etcdserver: role name not found"),
+        ("b", "\0", failed, "etcdserver: role name not found"),
+    ] {
+        let perm = Permission { key: key.into(), range_end: range_end.into(), ..Permission::default() };
+        let asked = pb::AuthRoleGrantPermissionRequest { name: "r".into(), perm: Some(perm) };
+        said(auth.role_grant_permission(asked).await, code, text);
+    }
+    let nothing = pb::AuthRoleGrantPermissionRequest { name: "r".into(), perm: None };
+    said(auth.role_grant_permission(nothing).await, invalid, "etcdserver: permission not given");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_than_the_machine_answers_at_once_is_put_together() {
     let directory = directory();
     let node = serve(directory.path());
@@ -238,6 +295,56 @@ async fn watches_begin_in_the_past_now_or_in_the_future_and_say_how_far_they_are
     watcher.ask(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 7 })).await;
     let canceled = watcher.next().await;
     assert!(canceled.canceled && canceled.watch_id == 7, "{canceled:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_goes_on_when_its_client_has_said_all() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let events = calls::half_closed(&channel(&node.etcd[0]).await).await;
+    let values: Vec<_> = events.into_iter().filter_map(|event| Some(event.kv?.value)).collect();
+    assert_eq!(values, [b"1", b"2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_are_too_large_for_a_message_come_in_parts() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let channel = channel(&node.etcd[0]).await;
+    let mut kv = KvClient::new(channel.clone());
+    let mut watchers = Vec::new();
+    for fragment in [true, false] {
+        let mut watcher = Watcher::connect(channel.clone()).await;
+        watcher.create(pb::WatchCreateRequest { prev_kv: true, fragment, ..all_keys(0) }).await;
+        assert!(watcher.next().await.created);
+        watchers.push(watcher);
+    }
+    // Together with what they were before, two of them are more than a message.
+    for value in ["1", "2"] {
+        let large = value.repeat(700 << 10);
+        let steps = ["a", "b"].map(|key| Request::RequestPut(put(key, &large)));
+        let success = steps.map(|step| RequestOp { request: Some(step) }).into();
+        kv.txn(TxnRequest { success, ..TxnRequest::default() }).await.expect("done");
+    }
+    let parts = async |watcher: &mut Watcher, parts: usize| {
+        let mut seen = Vec::new();
+        for _ in 0..parts {
+            let part = watcher.next().await;
+            let revision = part.header.expect("a header").revision;
+            let events = part.events.iter().map(|event| {
+                let key = event.kv.as_ref().expect("a key").key.clone();
+                (String::from_utf8(key).expect("text"), event.prev_kv.is_some())
+            });
+            seen.push((revision, part.fragment, events.collect::<Vec<_>>()));
+        }
+        seen
+    };
+    let event = |key: &str, previous| (key.to_owned(), previous);
+    let first = (2, false, vec![event("a", false), event("b", false)]);
+    let in_parts = [(3, true, vec![event("a", true)]), (3, false, vec![event("b", true)])];
+    assert_eq!(parts(&mut watchers[0], 3).await, [vec![first.clone()], in_parts.to_vec()].concat());
+    let whole = (3, false, vec![event("a", true), event("b", true)]);
+    assert_eq!(parts(&mut watchers[1], 2).await, [first, whole]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,8 +2,8 @@
 //!
 //! A server may tell the events of several revisions in one response or in many, and announce progress when
 //! it likes: so what is compared is, for each watch, the order of its events and of its beginning and end.
-//! That a revision is never cut (but into fragments), and that nothing comes after progress beyond it, is
-//! checked for each server by itself.
+//! That a revision is never cut (but into fragments), that nothing comes after progress beyond it, and that
+//! every response says whose it is, is checked for each server by itself.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -233,6 +233,10 @@ impl Told {
     /// What every server must keep to, whatever the other does.
     fn check(&mut self, response: &WatchResponse, revision: i64) {
         let id = response.watch_id;
+        let head = response.header.unwrap_or_default();
+        if head.cluster_id == 0 || head.member_id == 0 || head.raft_term == 0 {
+            self.broken.push(format!("watch {id}: an incomplete header: {head:?}"));
+        }
         let of = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
         let told = response.events.iter().map(of);
         if let Some(first) = told.clone().min() {

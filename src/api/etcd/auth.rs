@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{Front, status};
+use crate::proto::etcd::authpb::Permission;
 use crate::proto::etcd::etcdserverpb as pb;
 use crate::proto::etcd::etcdserverpb::auth_server::Auth;
 
@@ -25,9 +26,11 @@ fn said<T>(said: status::Said) -> Result<Response<T>, Status> {
     Err(said.into())
 }
 
-/// A user must have a name, and then there is none of it.
-fn no_user<T>(name: &str) -> Result<Response<T>, Status> {
-    said(if name.is_empty() { status::USER_EMPTY } else { status::USER_NOT_FOUND })
+/// Whether a permission is for a key, for the keys before another one, or for all from a key on.
+fn is_range(permission: &Permission) -> bool {
+    let Permission { key, range_end, .. } = permission;
+    let ends_after = range_end.is_empty() || *range_end == [0][..] || key < range_end;
+    !key.is_empty() && ends_after
 }
 
 #[tonic::async_trait]
@@ -98,9 +101,9 @@ impl Auth for AuthService {
 
     async fn user_grant_role(
         &self,
-        request: Request<pb::AuthUserGrantRoleRequest>,
+        _: Request<pb::AuthUserGrantRoleRequest>,
     ) -> Result<Response<pb::AuthUserGrantRoleResponse>, Status> {
-        no_user(&request.get_ref().user)
+        said(status::USER_NOT_FOUND)
     }
 
     async fn user_revoke_role(
@@ -112,9 +115,9 @@ impl Auth for AuthService {
 
     async fn role_add(
         &self,
-        _: Request<pb::AuthRoleAddRequest>,
+        request: Request<pb::AuthRoleAddRequest>,
     ) -> Result<Response<pb::AuthRoleAddResponse>, Status> {
-        not_kept()
+        if request.get_ref().name.is_empty() { said(status::ROLE_EMPTY) } else { not_kept() }
     }
 
     async fn role_get(
@@ -140,9 +143,13 @@ impl Auth for AuthService {
 
     async fn role_grant_permission(
         &self,
-        _: Request<pb::AuthRoleGrantPermissionRequest>,
+        request: Request<pb::AuthRoleGrantPermissionRequest>,
     ) -> Result<Response<pb::AuthRoleGrantPermissionResponse>, Status> {
-        said(status::ROLE_NOT_FOUND)
+        match &request.get_ref().perm {
+            None => said(status::PERMISSION_NOT_GIVEN),
+            Some(permission) if !is_range(permission) => said(status::INVALID_AUTH_MANAGEMENT),
+            Some(_) => said(status::ROLE_NOT_FOUND),
+        }
     }
 
     async fn role_revoke_permission(

@@ -53,10 +53,14 @@ impl Cluster for ClusterService {
 
     async fn member_list(
         &self,
-        _: Request<pb::MemberListRequest>,
+        request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let header = self.0.header().await?;
-        Ok(Response::new(pb::MemberListResponse { header, members: self.0.members() }))
+        let members = match request.get_ref().linearizable {
+            true => self.0.node().members_confirmed().await.map_err(|why| self.0.said(&why))?,
+            false => self.0.node().members(),
+        };
+        let members = members.into_iter().map(as_etcd_has_it).collect();
+        Ok(Response::new(pb::MemberListResponse { header: self.0.header().await?, members }))
     }
 
     async fn member_promote(

@@ -16,6 +16,7 @@ use tonic::codegen::{Body as HttpBody, StdError, http};
 use tonic::server::{ServerStreamingService, UnaryService};
 use tonic::{Request, Response, Status};
 
+use super::methods::{Form, unknown_method};
 use super::pages::{self, Pages};
 use super::raw::{self, Answer, Encode, RawService};
 use super::{Front, consistency, odd};
@@ -45,12 +46,12 @@ impl RawService for KvService {
             "Compact" => (Some(Kind::Compaction), false),
             _ => (None, false),
         };
-        let front = self.0;
+        let (front, unknown) = (self.0, unknown_method(Self::NAME, method));
         async move {
             match kind {
                 Some(_) if streams => raw::grpc::<Part>().server_streaming(RangeStream(front), request).await,
                 Some(kind) => raw::grpc::<Answer>().unary(Unary { front, kind }, request).await,
-                None => Status::unimplemented("").into_http(),
+                None => unknown.into_http(),
             }
         }
     }
@@ -114,12 +115,10 @@ impl TxnShape {
         })
     }
 
-    /// Whether none of its ranges minds a stale answer.
+    /// Whether it is nothing but ranges of which none minds a stale answer. As in etcd, a transaction within
+    /// it does.
     fn serializable(&self) -> bool {
-        self.steps().all(|step| {
-            step.range.as_ref().is_some_and(|range| range.serializable)
-                || step.txn.as_ref().is_some_and(TxnShape::serializable)
-        })
+        self.steps().all(|step| step.range.as_ref().is_some_and(|range| range.serializable))
     }
 }
 
@@ -128,13 +127,13 @@ impl Front {
     pub(super) async fn answer(&self, kind: Kind, request: &[u8]) -> Result<Answer, Status> {
         let answer = match kind {
             Kind::Range => {
-                let serializable = shape::<Freshness>(request)?.serializable;
+                let serializable = shape::<Freshness>(Form::Single, request)?.serializable;
                 match self.query(kind, request, consistency(serializable)).await {
                     Err(why) if pages::is_too_large(&why) => self.large_range(request, why).await?,
                     answered => answered?,
                 }
             }
-            Kind::Txn => match shape::<TxnShape>(request)? {
+            Kind::Txn => match shape::<TxnShape>(Form::Single, request)? {
                 txn if txn.writes() => self.apply(kind, request).await?,
                 txn => self.query(kind, request, consistency(txn.serializable())).await?,
             },
@@ -150,7 +149,7 @@ impl Front {
     /// # Errors
     /// `why` it did not answer, if the order is another.
     async fn large_range(&self, request: &[u8], why: Status) -> Result<Bytes, Status> {
-        let mut request: RangeRequest = shape(request)?;
+        let mut request: RangeRequest = shape(Form::Single, request)?;
         let by_key = request.sort_target() == SortTarget::Key && request.sort_order() != SortOrder::Descend;
         if !by_key && request.sort_order() != SortOrder::None {
             return Err(why);
@@ -178,9 +177,8 @@ impl Front {
     }
 }
 
-fn shape<T: Message + Default>(request: &[u8]) -> Result<T, Status> {
-    // In the words of grpc-go, whose server says so before etcd sees the request.
-    T::decode(request).map_err(|why| Status::internal(format!("grpc: error unmarshalling request: {why}")))
+fn shape<T: Message + Default>(form: Form, request: &[u8]) -> Result<T, Status> {
+    T::decode(request).map_err(|why| form.unreadable(why))
 }
 
 /// Answers a range as a stream. The machine bounds an answer, so one part holds it all.
@@ -234,7 +232,7 @@ impl ServerStreamingService<Bytes> for RangeStream {
         let front = self.0.clone();
         Box::pin(async move {
             let request = request.into_inner();
-            check_streamed(&shape(&request)?)?;
+            check_streamed(&shape(Form::Stream, &request)?)?;
             let part = front.answer(Kind::Range, &request).await.map(Part)?;
             Ok(Response::new(Box::pin(stream::once(async { Ok(part) })) as Parts))
         })
@@ -263,7 +261,8 @@ mod tests {
             (txn(vec![range(true), range(false)]), false, false),
             (txn(vec![range(true), put()]), true, false),
             (txn(vec![Step::RequestTxn(txn(vec![put()]))]), true, false),
-            (txn(vec![Step::RequestTxn(txn(vec![range(true)]))]), false, true),
+            (txn(vec![Step::RequestTxn(txn(vec![range(true)]))]), false, false),
+            (txn(vec![]), false, true),
             (TxnRequest { failure: txn(vec![put()]).success, ..TxnRequest::default() }, true, false),
         ] {
             let shape = TxnShape::decode(&*request.encode_to_vec()).unwrap();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::methods::Form;
 use super::{Front, status};
 use crate::error::Error;
 use crate::machine::lease::TTL_MS_MAX;
@@ -165,7 +166,8 @@ impl Front {
             ttl: (lives.next().unwrap_or_default() / 1_000) as i64,
         };
         let mut answer = answer;
-        requests.into_iter().map(|request| request.map(&mut answer)).collect()
+        let unread = |why| Form::Stream.in_etcds_words(why);
+        requests.into_iter().map(|request| request.map(&mut answer).map_err(unread)).collect()
     }
 }
 

@@ -9,7 +9,8 @@
 //!   each; `store`: what the last two do with the machine
 //! - `entry`: from a path to its service; `gateway`: all of them as JSON over HTTP
 //! - `pages`: many keys, a page at a time; `snapshot`: all of them as a database of etcd
-//! - `bounds`: messages that are too large; `raw`: those that are not read; `status`: what etcd says when
+//! - `methods`: which there are, and what is said of others; `leader`: who wants to be served only with one;
+//!   `bounds`: messages that are too large; `raw`: those that are not read; `status`: what etcd says when
 //!   something is wrong
 
 mod auth;
@@ -19,9 +20,11 @@ mod election;
 mod entry;
 mod gateway;
 mod kv;
+mod leader;
 mod lease;
 mod lock;
 mod maintenance;
+mod methods;
 mod pages;
 mod raw;
 mod snapshot;
@@ -34,11 +37,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use statehouse_kv::messages::{self, ResponseHeader};
 use statehouse_kv::{Call, Kind};
+use tokio::sync;
 use tonic::Status;
 use tonic::service::Routes;
 
 use self::bounds::REQUEST_BYTES_MAX;
 use self::entry::Entry;
+use self::methods::Methods;
 use self::raw::RawServer;
 use super::Serving;
 use crate::id::{Index, Revision};
@@ -61,6 +66,8 @@ const CLUSTER_VERSION: &str = "3.7.0";
 pub(super) struct Front {
     serving: Arc<Serving>,
     machine: Arc<str>,
+    /// Told when the leader was not there for too long.
+    leader_lost: sync::watch::Receiver<()>,
 }
 
 impl Front {
@@ -108,7 +115,7 @@ impl Front {
             return Err(status::REQUEST_TOO_LARGE.into());
         }
         let applied = self.node().apply(&self.machine, kind.envelope(request).into()).await;
-        match applied.map_err(|why| status::of(&why))?.outcome {
+        match applied.map_err(|why| self.said(&why))?.outcome {
             Outcome::Ok(answer) => Ok(answer),
             Outcome::Refused(refusal) => Err(status::refused(&refusal)),
             Outcome::Host(code) => {
@@ -120,7 +127,7 @@ impl Front {
     /// Asks the machine: the bytes of its answer.
     async fn query(&self, kind: Kind, request: &[u8], consistency: Consistency) -> Result<Bytes, Status> {
         let answered = self.node().query(&self.machine, kind.envelope(request).into(), consistency).await;
-        let answered = answered.map_err(|why| status::of(&why))?;
+        let answered = answered.map_err(|why| self.said(&why))?;
         answered.outcome.map_err(|refusal| status::refused(&refusal))
     }
 }
@@ -144,7 +151,9 @@ fn odd(why: &dyn std::fmt::Display) -> Status {
 
 /// All of etcd's services, answered by a machine: by gRPC, and as JSON.
 pub(super) fn services(serving: &Arc<Serving>, machine: &str) -> Entry {
-    let front = Arc::new(Front { serving: serving.clone(), machine: machine.into() });
+    let (lose, leader_lost) = sync::watch::channel(());
+    let front = Arc::new(Front { serving: serving.clone(), machine: machine.into(), leader_lost });
+    leader::look_out(front.clone(), lose);
     let kv = RawServer(kv::KvService(front.clone()));
     let watch = RawServer(watch::WatchService(front.clone()));
     let mut routes = Routes::builder();
@@ -156,7 +165,8 @@ pub(super) fn services(serving: &Arc<Serving>, machine: &str) -> Entry {
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService(front.clone())))
         .add_service(AuthServer::new(auth::AuthService(front.clone())))
         .add_service(LockServer::new(lock::LockService(front.clone())))
-        .add_service(ElectionServer::new(election::ElectionService(front)));
-    let router = gateway::routes(bounds::refuse_large(routes.routes().into_axum_router()));
-    Entry { kv, watch, router }
+        .add_service(ElectionServer::new(election::ElectionService(front.clone())));
+    let services = bounds::refuse_large(routes.routes().into_axum_router());
+    let router = gateway::routes(leader::heed(services, front.clone()));
+    Entry { front, kv, watch, router, methods: Arc::new(Methods::of_etcd()) }
 }

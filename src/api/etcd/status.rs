@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use super::methods::Form;
 use crate::error::Error;
 use crate::machine::outcome::Refusal;
 
@@ -42,9 +43,12 @@ pub const MEMBER_NOT_LEARNER: Said =
 pub const ROOT_USER_NOT_THERE: Said = Said(Code::FailedPrecondition, "etcdserver: root user does not exist");
 pub const USER_EMPTY: Said = Said(Code::InvalidArgument, "etcdserver: user name is empty");
 pub const USER_NOT_FOUND: Said = Said(Code::FailedPrecondition, "etcdserver: user name not found");
+pub const ROLE_EMPTY: Said = Said(Code::InvalidArgument, "etcdserver: role name is empty");
 pub const ROLE_NOT_FOUND: Said = Said(Code::FailedPrecondition, "etcdserver: role name not found");
 pub const AUTH_NOT_ENABLED: Said =
     Said(Code::FailedPrecondition, "etcdserver: authentication is not enabled");
+pub const PERMISSION_NOT_GIVEN: Said = Said(Code::InvalidArgument, "etcdserver: permission not given");
+pub const INVALID_AUTH_MANAGEMENT: Said = Said(Code::InvalidArgument, "etcdserver: invalid auth management");
 pub const NO_DOWNGRADE: Said = Said(Code::FailedPrecondition, "etcdserver: no inflight downgrade job");
 
 /// Why a watch does not begin, in etcd's words; they come in an answer, not as a status.
@@ -76,8 +80,15 @@ pub fn of(error: &Error) -> Status {
     }
 }
 
-/// A refusal of the machine, whose codes are those of gRPC.
+/// A refusal of the machine, whose codes are those of gRPC. Bytes that it cannot read etcd never sees: its
+/// gRPC library refuses them.
 pub fn refused(refusal: &Refusal) -> Status {
+    let unread = statehouse_kv::Refusal::malformed("");
+    if refusal.code == unread.code
+        && let Some(why) = refusal.message.strip_prefix(&*unread.message)
+    {
+        return Form::Single.unreadable(why);
+    }
     let code = i32::try_from(refusal.code).map_or(Code::Unknown, Code::from_i32);
     Status::new(code, refusal.message.clone())
 }

@@ -23,6 +23,7 @@ use tonic::server::StreamingService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::bounds::MESSAGE_BYTES_MAX;
+use super::methods::{Form, unknown_method};
 use super::raw::{self, Encode, RawService};
 use super::{Front, revision_of, status};
 use crate::api::Stopping;
@@ -55,11 +56,11 @@ impl RawService for WatchService {
         B: HttpBody + Send + 'static,
         B::Error: Into<StdError> + Send + 'static,
     {
-        let is_known = method == "Watch";
+        let (is_known, unknown) = (method == "Watch", unknown_method(Self::NAME, method));
         async move {
             match is_known {
                 true => raw::grpc::<WatchAnswer>().streaming(Call(self.0), request).await,
-                false => Status::unimplemented("").into_http(),
+                false => unknown.into_http(),
             }
         }
     }
@@ -204,10 +205,7 @@ where
     fn take(&mut self, request: &[u8]) {
         let request = match pb::WatchRequest::decode(request) {
             Ok(request) => request,
-            Err(why) => {
-                let text = format!("grpc: error unmarshalling request: {why}");
-                return self.end(Some(Status::internal(text)));
-            }
+            Err(why) => return self.end(Some(Form::Stream.unreadable(why))),
         };
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {

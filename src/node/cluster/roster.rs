@@ -84,6 +84,17 @@ impl Node {
         members
     }
 
+    /// The same with every change that was acknowledged before it was asked.
+    ///
+    /// # Errors
+    /// `Unavailable` if no leader of the cluster confirmed it in time.
+    pub async fn members_confirmed(&self) -> Result<Vec<MemberInfo>, Error> {
+        let _inside = self.enter()?;
+        let index = self.read_point(GroupId::CATALOG, false).await?;
+        self.wait_applied(&self.inner.catalog_lane, index).await?;
+        Ok(self.members())
+    }
+
     /// Has a node leave the cluster: its replicas move to other nodes, then it is let go.
     ///
     /// # Errors
