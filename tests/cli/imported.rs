@@ -2,6 +2,7 @@
 //! not.
 
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use prost::Message;
 use serde_json::{Value, json};
@@ -139,13 +140,11 @@ fn what_cannot_be_brought_is_named_and_nothing_is_written() {
     assert_eq!(count(&node), 0, "nothing was written");
 }
 
-#[test]
-fn an_import_outlives_a_node_that_is_killed_under_it() {
-    const KEYS: i64 = 30_000;
-    let directory = directory();
-    let ports = [ports()];
-    let node = Node::start(&mut serve(directory.path(), 0, &ports));
-    node.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "300"]).ok();
+/// Keys that take a while to import.
+const KEYS: i64 = 30_000;
+
+/// A snapshot of that many keys and a lease.
+fn large(directory: &Path) -> String {
     let mut snapshot = Snapshot::new(tempfile::tempfile().expect("a file"));
     for number in 0..KEYS {
         let (key, created) = (format!("{number:05}"), KEYS + 1 - number);
@@ -162,22 +161,51 @@ fn an_import_outlives_a_node_that_is_killed_under_it() {
     }
     let leases = [Lease { id: 7, ttl_s: 60, remaining_s: 0 }];
     let about = About { revision: KEYS + 1, index: 1, term: 1, version: "3.7.0", leases: &leases };
-    let file = directory.path().join("large.db");
+    let file = directory.join("large.db");
     snapshot.write(std::fs::File::create(&file).expect("a file"), &about).expect("written");
+    file.to_str().expect("paths of tests are text").to_owned()
+}
 
-    let source = file.to_str().expect("paths of tests are text").to_owned();
-    let mut command = node.command(["import-etcd", &source, "--json"]);
+/// How many keys a machine has, without showing them.
+fn counted(node: &Node) -> i64 {
+    let found = node.run(["kv", "get", "", "--prefix", "--limit", "1", "--json"]);
+    found.json()["count"].as_i64().unwrap_or_default()
+}
+
+/// Begins an import, and waits until some of its keys are there.
+fn begin_importing(node: &Node, source: &str) -> JoinHandle<Done> {
+    let mut command = node.command(["import-etcd", source, "--json"]);
     let importing = std::thread::spawn(move || super::run_with(&mut command, b""));
-    let count = |node: &Node| {
-        let found = node.run(["kv", "get", "", "--prefix", "--limit", "1", "--json"]);
-        found.json()["count"].as_i64().unwrap_or_default()
-    };
-    wait_for("some keys are there", || count(&node) > 0);
+    wait_for("some keys are there", || counted(node) > 0);
+    importing
+}
+
+#[test]
+fn an_import_that_somebody_writes_into_says_so_and_fails() {
+    let directory = directory();
+    let node = node_with_kv(&directory);
+    let importing = begin_importing(&node, &large(directory.path()));
+    node.run(["kv", "put", "zz", "of somebody else"]).ok();
+    assert!(!importing.is_finished(), "it was written too late for this test: give it more keys");
+    let done = importing.join().expect("it does not panic");
+    done.failed(
+        1,
+        &["the machine has the key", "zz", "and etcd has not", "written to the machine meanwhile"],
+    );
+}
+
+#[test]
+fn an_import_outlives_a_node_that_is_killed_under_it() {
+    let directory = directory();
+    let ports = [ports()];
+    let node = Node::start(&mut serve(directory.path(), 0, &ports));
+    node.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "300"]).ok();
+    let importing = begin_importing(&node, &large(directory.path()));
     node.kill();
     assert!(!importing.is_finished(), "the node was killed too late for this test: give it more keys");
     let node = Node::start(&mut serve(directory.path(), 0, &ports));
     let done = importing.join().expect("it does not panic");
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!((&done.json()["keys"], &done.json()["leases"]), (&json!(KEYS), &json!(1)));
-    assert_eq!(count(&node), KEYS);
+    assert_eq!(counted(&node), KEYS);
 }

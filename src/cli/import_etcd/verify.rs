@@ -6,6 +6,8 @@
 //! itself, from what that side has.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::bail;
 use blake3::{Hash, Hasher};
@@ -40,7 +42,7 @@ pub struct Compared {
 /// # Errors
 /// Names the first difference.
 pub async fn compare(target: &Target, source: &Source, order: &[usize]) -> anyhow::Result<Compared> {
-    compare_leases(target, source).await?;
+    compare_leases(&target.leases().await?, &source.leases, target.merge)?;
     let progress = bar(source.keys.len(), "keys", "comparing")?;
     let mut sides = Sides::new(source, &progress);
     let mut request = RangeRequest { limit: PAGE_KEYS_FIRST, ..target.all_keys() };
@@ -58,10 +60,8 @@ pub async fn compare(target: &Target, source: &Source, order: &[usize]) -> anyho
     progress.finish_and_clear();
     let (hash, others, created) = sides.finish()?;
     // Keys that were there before are older than what was brought.
-    if !target.merge && order.windows(2).any(|pair| created[pair[0]] >= created[pair[1]]) {
-        bail!(
-            "the machine created keys in another order than etcd, maybe because its leader changed: {ADVICE}"
-        );
+    if !target.merge {
+        check_order(order, &created)?;
     }
     Ok(Compared { hash, revision: request.revision, others })
 }
@@ -84,17 +84,31 @@ async fn page(target: &Target, request: &mut RangeRequest) -> anyhow::Result<Ran
     }
 }
 
-async fn compare_leases(target: &Target, source: &Source) -> anyhow::Result<()> {
-    let there = target.leases().await?;
-    for (id, ttl) in &source.leases {
+/// Keys whose places are in the order in which etcd created them, and the revisions at which the machine did.
+fn check_order(order: &[usize], created: &[i64]) -> anyhow::Result<()> {
+    if order.windows(2).any(|pair| created[pair[0]] >= created[pair[1]]) {
+        bail!(
+            "the machine created keys in another order than etcd, maybe because its leader changed: {ADVICE}"
+        );
+    }
+    Ok(())
+}
+
+/// Leases of the machine, by id, and those that were to be brought.
+fn compare_leases(
+    there: &[(u64, Duration)],
+    brought: &BTreeMap<u64, Duration>,
+    merge: bool,
+) -> anyhow::Result<()> {
+    for (id, ttl) in brought {
         match there.binary_search_by_key(id, |(id, _)| *id) {
             Ok(found) if there[found].1 == *ttl => {}
             Ok(found) => bail!("the lease {id:x} has {:?} instead of {ttl:?}: {ADVICE}", there[found].1),
             Err(_) => bail!("the lease {id:x} is not in the machine, it has ended: {ADVICE}"),
         }
     }
-    if !target.merge && there.len() != source.leases.len() {
-        bail!("the machine has {} leases, and etcd {}: {ADVICE}", there.len(), source.leases.len());
+    if !merge && there.len() != brought.len() {
+        bail!("the machine has {} leases, and etcd {}: {ADVICE}", there.len(), brought.len());
     }
     Ok(())
 }
@@ -179,4 +193,132 @@ fn add(hash: &mut Hasher, key: &[u8], value: &[u8], lease: u64) {
         hash.update(part);
     }
     hash.update(&lease.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use prost::Message;
+
+    use super::*;
+
+    fn pair(key: &str, value: &str, lease: i64) -> KeyValue {
+        KeyValue { key: key.into(), value: value.into(), lease, ..KeyValue::default() }
+    }
+
+    /// What is to be brought: keys in order.
+    fn source(pairs: &[KeyValue]) -> Source {
+        let mut spool = tempfile::tempfile().expect("a file");
+        let (mut keys, mut offset) = (Vec::new(), 0);
+        for pair in pairs {
+            let bytes = pair.encode_to_vec();
+            spool.write_all(&bytes).expect("written");
+            keys.push(Key::spooled(pair.key.clone(), (1, pair.lease as u64), (offset, bytes.len())));
+            offset += bytes.len() as u64;
+        }
+        Source::of_spool(1, keys, BTreeMap::new(), spool)
+    }
+
+    /// Compares all keys: how many others there are, or what is wrong.
+    fn compared(there: &[KeyValue], merge: bool) -> Result<usize, String> {
+        let source = source(&[pair("a", "1", 0), pair("b", "2", 7), pair("d", "", 0)]);
+        let progress = ProgressBar::hidden();
+        let mut sides = Sides::new(&source, &progress);
+        let met = there.iter().try_for_each(|there| sides.meet(there, merge));
+        met.and_then(|()| sides.finish()).map(|(_, others, _)| others).map_err(|why| why.to_string())
+    }
+
+    #[test]
+    fn the_same_keys_are_the_same_and_others_count_where_they_may_be() {
+        let same = [pair("a", "1", 0), pair("b", "2", 7), pair("d", "", 0)];
+        assert_eq!(compared(&same, false), Ok(0));
+        let [a, b, d] = same;
+        let more = [pair("A", "x", 0), a, b, pair("c", "x", 9), d, pair("e", "", 0)];
+        assert_eq!(compared(&more, true), Ok(3));
+    }
+
+    #[test]
+    fn every_difference_is_found_and_named() {
+        let all = || [pair("a", "1", 0), pair("b", "2", 7), pair("d", "", 0)];
+        let with = |place: usize, other: KeyValue| {
+            let mut pairs = all();
+            pairs[place] = other;
+            pairs.to_vec()
+        };
+        let without = |place: usize| {
+            let mut pairs = all().to_vec();
+            pairs.remove(place);
+            pairs
+        };
+        let extra = |key: &str| {
+            let mut pairs = [&all()[..], &[pair(key, "x", 0)]].concat();
+            pairs.sort_by(|a, b| a.key.cmp(&b.key));
+            pairs
+        };
+        for (there, words) in [
+            (without(0), "the key \"a\" is not in the machine"),
+            (without(1), "the key \"b\" is not in the machine"),
+            (without(2), "the key \"d\" is not in the machine"),
+            (Vec::new(), "the key \"a\" is not in the machine"),
+            (with(0, pair("a", "2", 0)), "the key \"a\" has another value or lease"),
+            (with(1, pair("b", "2", 0)), "the key \"b\" has another value or lease"),
+            (with(1, pair("b", "2", 8)), "the key \"b\" has another value or lease"),
+            (with(2, pair("d", "x", 0)), "the key \"d\" has another value or lease"),
+        ] {
+            for merge in [false, true] {
+                let why = compared(&there, merge).expect_err(words);
+                assert!(why.contains(words) && why.contains(ADVICE), "{why}");
+            }
+        }
+        for key in ["A", "c", "e"] {
+            let why = compared(&extra(key), false).expect_err("one more");
+            assert!(why.contains(&format!("the machine has the key \"{key}\", and etcd has not")), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_hash_tells_apart_where_keys_values_and_leases_end() {
+        let hash = |key: &[u8], value: &[u8], lease| {
+            let mut hasher = Hasher::new();
+            add(&mut hasher, key, value, lease);
+            hasher.finalize()
+        };
+        let all = [hash(b"ab", b"c", 0), hash(b"a", b"bc", 0), hash(b"ab", b"c", 1), hash(b"abc", b"", 0)];
+        for (place, one) in all.iter().enumerate() {
+            assert!(all[..place].iter().all(|other| other != one), "{place}");
+        }
+    }
+
+    #[test]
+    fn leases_are_compared_with_their_times() {
+        let time = Duration::from_secs;
+        let brought = BTreeMap::from([(1, time(10)), (3, time(30))]);
+        let compare = |there: &[(u64, Duration)], merge| {
+            compare_leases(there, &brought, merge).map_err(|why| why.to_string())
+        };
+        let all = [(1, time(10)), (3, time(30))];
+        assert_eq!(compare(&all, false), Ok(()));
+        let more = [(1, time(10)), (2, time(20)), (3, time(30))];
+        assert_eq!(compare(&more, true), Ok(()));
+        let why = compare(&more, false).expect_err("one more");
+        assert!(why.contains("the machine has 3 leases, and etcd 2"), "{why}");
+        for merge in [false, true] {
+            let why = compare(&all[..1], merge).expect_err("one is missing");
+            assert!(why.contains("the lease 3 is not in the machine"), "{why}");
+            let why = compare(&[(1, time(10)), (3, time(31))], merge).expect_err("another time");
+            assert!(why.contains("the lease 3 has 31s instead of 30s"), "{why}");
+        }
+    }
+
+    #[test]
+    fn keys_were_created_in_etcds_order_or_it_is_said() {
+        // In the order of etcd the third key was created first.
+        let order = [2, 0, 1];
+        check_order(&order, &[5, 9, 2]).expect("in order");
+        for created in [[2, 9, 5], [5, 4, 2], [5, 5, 2]] {
+            let why = check_order(&order, &created).expect_err("out of order").to_string();
+            assert!(why.contains("in another order"), "{why}");
+        }
+    }
 }
