@@ -9,7 +9,7 @@ use super::process::run_with;
 use super::server::Server;
 
 /// Requests in order: each finds what those before left. Keys and values are in base64.
-const REQUESTS: [(&str, &str); 53] = [
+const REQUESTS: [(&str, &str); 76] = [
     ("/v3/kv/put", r#"{"key": "YQ==", "value": "MQ=="}"#),
     ("/v3/kv/put", r#"{"key": "YQ==", "value": "Mg==", "prev_kv": true}"#),
     ("/v3/kv/put", r#"{"key": "YQ==", "prevKv": true, "ignoreValue": true}"#),
@@ -54,6 +54,30 @@ const REQUESTS: [(&str, &str); 53] = [
     ("/v3/lease/timetolive", r#"{"ID": "77"}"#),
     ("/v3/auth/status", "{}"),
     ("/v3/auth/enable", "{}"),
+    // Nobody was entered, and nobody is asked for.
+    ("/v3/auth/disable", "{}"),
+    ("/v3/auth/authenticate", r#"{"name": "a", "password": "b"}"#),
+    ("/v3/auth/user/add", "{}"),
+    ("/v3/auth/user/get", r#"{"name": "a"}"#),
+    ("/v3/auth/user/list", "{}"),
+    ("/v3/auth/user/delete", r#"{"name": "a"}"#),
+    ("/v3/auth/user/changepw", r#"{"name": "a", "password": "b"}"#),
+    ("/v3/auth/user/changepw", "{}"),
+    ("/v3/auth/user/grant", r#"{"user": "a", "role": "r"}"#),
+    ("/v3/auth/user/grant", r#"{"role": "r"}"#),
+    ("/v3/auth/user/revoke", r#"{"name": "a", "role": "r"}"#),
+    ("/v3/auth/user/revoke", "{}"),
+    ("/v3/auth/role/add", "{}"),
+    ("/v3/auth/role/get", r#"{"role": "root"}"#),
+    ("/v3/auth/role/list", "{}"),
+    ("/v3/auth/role/delete", "{}"),
+    ("/v3/auth/role/grant", r#"{"name": "r"}"#),
+    ("/v3/auth/role/grant", r#"{"name": "r", "perm": {}}"#),
+    ("/v3/auth/role/grant", r#"{"name": "r", "perm": {"key": "YQ=="}}"#),
+    ("/v3/auth/role/grant", r#"{"name": "r", "perm": {"key": "YQ==", "range_end": "AA=="}}"#),
+    ("/v3/auth/role/grant", r#"{"name": "r", "perm": {"key": "YQ==", "range_end": "YQ=="}}"#),
+    ("/v3/auth/role/grant", r#"{"perm": {"key": "Yg==", "range_end": "YQ=="}}"#),
+    ("/v3/auth/role/revoke", r#"{"role": "r", "key": "YQ=="}"#),
     ("/v3/maintenance/alarm", "{}"),
     ("/v3/no/such/path", "{}"),
     // Locks and elections refuse without etcd's codes.
