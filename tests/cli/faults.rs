@@ -208,8 +208,8 @@ async fn a_flipped_byte_in_the_state_is_never_an_answer_and_ends_the_node_with_1
     assert!(told.contains("state database") && told.contains("orruption"), "{told}");
 }
 
-/// Asks a node with a damaged value for all of [`filled`] until it fails: no answer may be wrong. Then: how it
-/// ended.
+/// Asks a node with a damaged value for all of [`filled`] until it fails: no answer may be wrong. Then: how
+/// it ended.
 async fn ask_until_it_ends(node: Node) -> (Option<i32>, String) {
     let client = Client::new([&node.client]).expect("an address");
     let mut failed = None;

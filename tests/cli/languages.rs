@@ -307,7 +307,8 @@ fn an_import_that_a_crate_brings_is_told_with_its_line_and_the_way_to_it() {
         ("wires/Cargo.toml", "[package]\nname = \"wires\"\nversion = \"0.3.1\"\nedition = \"2021\"\n"),
         (
             "wires/src/lib.rs",
-            "// Sockets.\n\n#[link(wasm_import_module = \"net\")]\nextern \"C\" {\n    pub fn dial(port: i32) -> i32;\n}\n",
+            "// Sockets.\n\n#[link(wasm_import_module = \"net\")]\nextern \"C\" {\n    pub fn dial(port: \
+             i32) -> i32;\n}\n",
         ),
     ];
     let directory = directory();
@@ -328,7 +329,8 @@ fn an_import_that_a_package_of_go_brings_is_told_with_its_line() {
         ("go.mod", "\nrequire example.com/wires v0.0.0\nreplace example.com/wires => ../wires\n"),
         (
             "call.go",
-            "package main\n\nimport \"example.com/wires\"\n\n//go:wasmexport call\nfunc call() int32 { return wires.Dial(7) }\n",
+            "package main\n\nimport \"example.com/wires\"\n\n//go:wasmexport call\nfunc call() int32 { \
+             return wires.Dial(7) }\n",
         ),
         ("../wires/go.mod", "module example.com/wires\n\ngo 1.24\n"),
         (

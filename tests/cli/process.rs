@@ -160,8 +160,8 @@ impl Node {
         }
     }
 
-    /// Starts a node that may end before it is ready; then: its exit code (none: a signal, ours if it took too
-    /// long) and everything told on standard error.
+    /// Starts a node that may end before it is ready; then: its exit code (none: a signal, ours if it took
+    /// too long) and everything told on standard error.
     pub fn attempt(
         command: &mut Command,
         stderr: Stdio,
