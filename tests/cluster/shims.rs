@@ -1,21 +1,31 @@
-//! Each part of WASI that machines are given, on three replicas: what a guest is told is the same on all, and
-//! what it must not have traps on all.
+//! Each part of WASI that machines are given, on three replicas, in commands and in queries of machines of
+//! both worlds: what a guest is told is the same on all, and what it must not have traps on all.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use statehouse::id::Digest;
+use statehouse::error::Error;
+use statehouse::id::{Digest, Index};
+use statehouse::machine::guest::World;
 use statehouse::machine::outcome::{HostCode, Outcome};
 use statehouse::node::Node;
-use statehouse::node::request::{Consistency, Push};
+use statehouse::node::request::{Answered, Consistency, Push};
 
 use super::harness::{Cluster, serves};
 use super::upgraded::text;
 
 const WORLD: &str = include_str!("../../src/wasm/testing/wasi.wit");
 
-/// Where a shim leaves what it was told; the log's time of the input is in the 8 bytes before.
+/// Where a shim leaves what it was told; the time of the input or query is in the 8 bytes before.
 const TOLD: usize = 128;
+
+/// Where a resident machine keeps what its last command was told: queries leave what they are told at
+/// [`TOLD`].
+const KEPT: usize = 1_024;
+
+/// What a query says that is to use the shim itself. An empty one gets what the last command was told.
+const USE: &[u8] = b"use";
 
 /// Commands to each machine before a replica is away, and again after that.
 const COMMANDS: usize = 3;
@@ -23,7 +33,8 @@ const COMMANDS: usize = 3;
 /// One part of WASI, in use.
 struct Shim {
     name: &'static str,
-    /// Imports and functions, a line each. `OUT.` and `FILE.` stand for the methods of two resources.
+    /// Imports and functions, a line each. `IN.`, `OUT.` and `FILE.` stand for the methods of three
+    /// resources.
     items: &'static str,
     /// What the guest does with a command: leaves what it was told at 128.
     act: &'static str,
@@ -191,10 +202,19 @@ const STREAMS: &[Shim] = &[
         name: "stdin",
         items: r#"
         (import "wasi:cli/stdin@0.2.6" "get-stdin" (func $stdin (result i32)))
-        (import "wasi:io/streams@0.2.6" "[method]input-stream.read" (func $read (param i32 i64 i32)))"#,
-        act: "(call $read (call $stdin) (i64.const 100) (i32.const 128))",
-        bytes: 12,
-        expected: Expected::Told(|_, told| is_closed(told)),
+        (import "wasi:io/streams@0.2.6" "IN.read" (func $read (param i32 i64 i32)))
+        (import "wasi:io/streams@0.2.6" "IN.blocking-read" (func $wait-and-read (param i32 i64 i32)))
+        (import "wasi:io/streams@0.2.6" "IN.subscribe" (func $wait (param i32) (result i32)))
+        (import "wasi:io/poll@0.2.6" "[method]pollable.ready" (func $ready (param i32) (result i32)))
+        (global $in (mut i32) (i32.const 0))"#,
+        act: "(global.set $in (call $stdin))
+            (call $read (global.get $in) (i64.const 100) (i32.const 128))
+            (call $wait-and-read (global.get $in) (i64.const 100) (i32.const 140))
+            (i32.store (i32.const 152) (call $ready (call $wait (global.get $in))))",
+        bytes: 28,
+        expected: Expected::Told(|_, told| {
+            is_closed(told) && is_closed(&told[12..]) && told[24..] == [1, 0, 0, 0]
+        }),
     },
     Shim {
         name: "stdout",
@@ -203,13 +223,15 @@ const STREAMS: &[Shim] = &[
         (import "wasi:io/streams@0.2.6" "OUT.check-write" (func $room (param i32 i32)))
         (import "wasi:io/streams@0.2.6" "OUT.write" (func $write (param i32 i32 i32 i32)))
         (import "wasi:io/streams@0.2.6" "OUT.flush" (func $flush (param i32 i32)))
+        (import "wasi:io/streams@0.2.6" "OUT.blocking-flush" (func $flush-and-wait (param i32 i32)))
         (global $out (mut i32) (i32.const 0))"#,
         act: "(global.set $out (call $stdout)) (call $room (global.get $out) (i32.const 128))
             (call $write (global.get $out) (i32.const 520) (i32.const 8) (i32.const 144))
-            (call $flush (global.get $out) (i32.const 156))",
-        bytes: 29,
+            (call $flush (global.get $out) (i32.const 156))
+            (call $flush-and-wait (global.get $out) (i32.const 168))",
+        bytes: 41,
         expected: Expected::Told(|_, told| {
-            told[0] == 0 && number(told, 8) == 64 << 10 && told[16] == 0 && told[28] == 0
+            told[0] == 0 && number(told, 8) == 64 << 10 && [16, 28, 40].iter().all(|at| told[*at] == 0)
         }),
     },
     Shim {
@@ -253,28 +275,85 @@ fn shims() -> impl Iterator<Item = &'static Shim> {
 }
 
 /// A guest that answers each command with the log's time and what the shim told, and keeps that for queries.
-fn guest(shim: &Shim) -> Vec<u8> {
-    let items = format!(
-        r#"{}
-        (import "statehouse:machine/store@0.1.0" "set" (func $set (param i32 i32 i32 i32)))
-        (import "statehouse:machine/store@0.1.0" "get" (func $get (param i32 i32 i32)))
-        (data (i32.const 512) "k")
-        (data (i32.const 520) "printed\n")"#,
-        shim.items.replace("OUT.", "[method]output-stream.").replace("FILE.", "[method]descriptor.")
-    );
+fn guest(shim: &Shim, world: World) -> Vec<u8> {
     let (from, length) = (TOLD - 8, shim.bytes + 8);
-    let apply = format!(
-        "(if (i32.eqz (local.get $case)) (then (return (call $ok))))
-        (i64.store (i32.const {from}) (local.get $time))
-        {}
-        (call $set (i32.const 512) (i32.const 1) (i32.const {from}) (i32.const {length}))
+    let Kept { items, keep, answer } = kept(world, length);
+    let imports =
+        shim.items.replace("OUT.", "[method]output-stream.").replace("IN.", "[method]input-stream.");
+    let imports = imports.replace("FILE.", "[method]descriptor.");
+    let items = format!("{imports}\n{items}\n(data (i32.const 520) \"printed\\n\")");
+    let told = format!(
+        "(i64.store (i32.const {from}) (local.get $time)) {} KEEP
         (call $answer (i32.const {from}) (i32.const {length}))",
         shim.act
     );
-    let query = "(call $get (i32.const 512) (i32.const 1) (i32.const 300))
-        (if (i32.eqz (i32.load8_u (i32.const 300))) (then (return (call $ok))))
-        (call $answer (i32.load (i32.const 304)) (i32.load (i32.const 308)))";
-    text::component_of(&text::guest_text(&items, &apply, query), &[WORLD], "guest")
+    let apply = format!(
+        "(if (i32.eqz (local.get $case)) (then (return (call $ok)))) {}",
+        told.replace("KEEP", &keep)
+    );
+    let query = format!(
+        "(if (local.get $length) (then (return {}))) \
+        {answer}",
+        block(&told.replace("KEEP", ""))
+    );
+    let wit = WORLD.replace("machine/stored@", &format!("machine/{}@", world.name()));
+    text::component_of(&text::guest_text(&items, &apply, &query), &[&wit], "guest")
+}
+
+/// Instructions of which the last leaves a number, as one.
+fn block(instructions: &str) -> String {
+    format!("(block (result i32) {instructions})")
+}
+
+/// How a guest keeps what a command was told.
+struct Kept {
+    items: String,
+    /// Keeps `length` bytes from before [`TOLD`] on.
+    keep: String,
+    /// Answers with them, or with nothing if there was no command.
+    answer: String,
+}
+
+fn kept(world: World, length: usize) -> Kept {
+    let from = TOLD - 8;
+    let (items, keep, answer) = match world {
+        World::Stored => (
+            r#"
+            (import "statehouse:machine/store@0.1.0" "set" (func $set (param i32 i32 i32 i32)))
+            (import "statehouse:machine/store@0.1.0" "get" (func $get (param i32 i32 i32)))
+            (data (i32.const 512) "k")"#
+                .to_owned(),
+            format!("(call $set (i32.const 512) (i32.const 1) (i32.const {from}) (i32.const {length}))"),
+            "(call $get (i32.const 512) (i32.const 1) (i32.const 300))
+            (if (i32.eqz (i32.load8_u (i32.const 300))) (then (return (call $ok))))
+            (call $answer (i32.load (i32.const 304)) (i32.load (i32.const 308)))"
+                .to_owned(),
+        ),
+        // Before what is kept stands how long it is: nothing at first.
+        World::Resident => (
+            format!(
+                r#"
+            (import "statehouse:machine/snapshot-stream@0.1.0" "write" (func $save (param i32 i32)))
+            (import "statehouse:machine/snapshot-stream@0.1.0" "read" (func $load (param i32 i32)))
+            (func (export "statehouse:machine/snapshot@0.1.0#save") (result i32)
+                (call $save (i32.const {at}) (i32.const {all}))
+                (i32.store8 (i32.const 96) (i32.const 0)) (i32.const 96))
+            (func (export "statehouse:machine/snapshot@0.1.0#restore") (result i32)
+                (call $load (i32.const {all}) (i32.const 300))
+                (memory.copy (i32.const {at}) (i32.load (i32.const 300)) (i32.const {all}))
+                (i32.store8 (i32.const 96) (i32.const 0)) (i32.const 96))"#,
+                at = KEPT - 4,
+                all = length + 4
+            ),
+            format!(
+                "(i32.store (i32.const {}) (i32.const {length}))
+                (memory.copy (i32.const {KEPT}) (i32.const {from}) (i32.const {length}))",
+                KEPT - 4
+            ),
+            format!("(call $answer (i32.const {KEPT}) (i32.load (i32.const {})))", KEPT - 4),
+        ),
+    };
+    Kept { items, keep, answer }
 }
 
 /// Sends a command through one node after the other, checks what it comes to, and that all replicas say the
@@ -294,6 +373,7 @@ async fn use_shim(cluster: &Cluster, shim: &Shim, seen: &mut Vec<Vec<u8>>) {
         }
         (_, outcome) => panic!("{} came to {outcome:?}", shim.name),
     };
+    query_shim(cluster, shim, applied.index, seen).await;
     for node in nodes {
         let local = Consistency::Local { min_index: applied.index };
         let answered = node.query(shim.name, Bytes::new(), local).await.unwrap();
@@ -301,10 +381,47 @@ async fn use_shim(cluster: &Cluster, shim: &Shim, seen: &mut Vec<Vec<u8>>) {
     }
 }
 
-async fn create(node: &Node, shim: &Shim) {
-    let bytes = guest(shim);
+/// Has each replica use the shim in a query of its own, twice. What chance tells is added to `seen`.
+async fn query_shim(cluster: &Cluster, shim: &Shim, min_index: Index, seen: &mut Vec<Vec<u8>>) {
+    let ask = |node: &Node| {
+        let node = node.clone();
+        async move { node.query(shim.name, USE.into(), Consistency::Local { min_index }).await }
+    };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let mut answers = Vec::new();
+        for node in cluster.nodes().chain(cluster.nodes()) {
+            match (&shim.expected, ask(node).await) {
+                (Expected::Trap, Err(Error::Guest(why))) if why.contains("trapped") => {}
+                (Expected::Told(holds) | Expected::Chance(holds), Ok(Answered { index, outcome, .. })) => {
+                    let answer = outcome.expect("it is no refusal");
+                    let (time, told) = answer.split_at(8);
+                    assert!(holds(number(time, 0), told), "{} told {told:?} in a query", shim.name);
+                    answers.push((index, told.to_vec()));
+                }
+                (_, answered) => panic!("{} came to {answered:?} in a query", shim.name),
+            }
+        }
+        // A beacon of the host may come in between: then they stood at different places.
+        let is_same_place = answers.windows(2).all(|pair| pair[0].0 == pair[1].0);
+        if is_same_place {
+            // Each replica has a clock of its own for queries, which goes on since the last input.
+            let is_clock = CLOCKS.iter().any(|clock| clock.name == shim.name);
+            let agree = answers.windows(2).all(|pair| pair[0].1 == pair[1].1);
+            assert!(is_clock || agree, "{}: queries of one state are told {answers:?}", shim.name);
+            seen.extend(answers.into_iter().map(|(_, told)| told).take(1));
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{}: never at one place: {answers:?}", shim.name);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn create(node: &Node, shim: &Shim, world: World) {
+    let bytes = guest(shim, world);
     let push = Push { digest: Digest::of(&bytes), label: shim.name.into(), bytes: bytes.into() };
     let module = node.push_module(push).await.unwrap();
+    assert_eq!(module.world, world);
     node.create_replicated(shim.name, module.digest, Bytes::new(), 3).await.unwrap();
 }
 
@@ -316,12 +433,11 @@ async fn verify(cluster: &Cluster, shim: &Shim) {
     cluster.assert_lockstep(shim.name).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_shim_tells_all_replicas_the_same() {
+async fn all_are_told_the_same(world: World) {
     let mut cluster = Cluster::of(3).await;
     let mut seen: Vec<Vec<Vec<u8>>> = shims().map(|_| Vec::new()).collect();
     for shim in shims() {
-        create(cluster.node(0), shim).await;
+        create(cluster.node(0), shim, world).await;
     }
     let all_serve = |node: &Node| shims().all(|shim| serves(node, shim.name));
     cluster.wait("all nodes serve all machines", all_serve).await;
@@ -337,6 +453,7 @@ async fn every_shim_tells_all_replicas_the_same() {
         use_shim(&cluster, shim, seen).await;
     }
     cluster.start(2).await;
+    cluster.wait("all nodes serve all machines again", all_serve).await;
     for (shim, seen) in shims().zip(&mut seen) {
         use_shim(&cluster, shim, seen).await;
         verify(&cluster, shim).await;
@@ -344,10 +461,20 @@ async fn every_shim_tells_all_replicas_the_same() {
             let all = seen.len();
             seen.sort();
             seen.dedup();
-            assert_eq!(seen.len(), all, "{}: each command has random bytes of its own", shim.name);
+            assert_eq!(seen.len(), all, "{}: each command and state has bytes of its own", shim.name);
         }
     }
     cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shim_tells_all_replicas_of_a_stored_machine_the_same() {
+    all_are_told_the_same(World::Stored).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shim_tells_all_replicas_of_a_resident_machine_the_same() {
+    all_are_told_the_same(World::Resident).await;
 }
 
 #[test]
