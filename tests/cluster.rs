@@ -18,6 +18,8 @@ mod sessions;
 mod settings;
 #[path = "cluster/shims.rs"]
 mod shims;
+#[path = "cluster/snapshots.rs"]
+mod snapshots;
 #[path = "cluster/stopped.rs"]
 mod stopped;
 #[path = "cluster/upgraded.rs"]

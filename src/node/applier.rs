@@ -195,14 +195,7 @@ impl Applier {
         }
         stage.snapshots.put_in_force(self.group, snapshot.index)?;
         let read = stage.snapshots.read(self.group, snapshot.index)?;
-        let engine = &read.header().engine;
-        if !engine.is_empty() && *engine != stage.engine {
-            return Err(Error::FailedPrecondition(format!(
-                "it was made by the engine {engine}, and this node has {}: run the version that the others \
-                 run",
-                stage.engine
-            )));
-        }
+        read.header().check_engine(&stage.engine)?;
         self.head = crate::storage::snapshot::install(&stage.state, read)?.head;
         match &mut self.behavior {
             // Its rows are all there is.

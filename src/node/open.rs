@@ -69,10 +69,11 @@ impl Found {
         opened: state::Opened,
         state: &StateDb,
         snapshots: &Snapshots,
+        engine: &str,
     ) -> Result<Found, Error> {
         let halted = opened.halted.iter().map(|(group, note)| (*group, HaltNote::read(note))).collect();
         let mut found = Found { logs, heads: opened.heads, broken: BTreeMap::new(), halted };
-        recovery::finish(state, snapshots, &opened.interrupted, &mut found)?;
+        recovery::finish(state, snapshots, engine, &opened.interrupted, &mut found)?;
         Ok(found)
     }
 
@@ -141,7 +142,7 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let (state, opened) = StateDb::open(&directory.state(), config.state_sizes())?;
     let snapshots = Snapshots::open(&directory.snapshots())?;
     let shelf = Arc::new(open_shelf(&config, &directory)?);
-    let mut found = Found::of(logs, opened, &state, &snapshots)?;
+    let mut found = Found::of(logs, opened, &state, &snapshots, shelf.fingerprint())?;
 
     let (clock, orders) = (Clock::start(), Orders::default());
     let (ready, ready_receiver) = inbox::new();

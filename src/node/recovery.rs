@@ -2,14 +2,14 @@
 //!
 //! A snapshot that another node sent is in force when the group's log begins behind it, or when it lies there
 //! as one that is in force. The machine's rows may not have been touched by then, or may be half replaced.
-//! Either way it is installed again, from the file.
+//! Either way it is installed again, from the file, unless another engine made it.
 
 use std::collections::BTreeMap;
 
 use super::open::Found;
 use crate::error::{Error, REPAIR};
 use crate::id::{GroupId, Index};
-use crate::storage::snapshot::{self, Kind, Snapshots};
+use crate::storage::snapshot::{self, Header, Kind, Snapshots};
 use crate::storage::state::StateDb;
 
 /// Installs what is to be installed. A machine whose snapshot does not serve is not whole, and is noted as
@@ -17,6 +17,7 @@ use crate::storage::state::StateDb;
 pub fn finish(
     state: &StateDb,
     snapshots: &Snapshots,
+    engine: &str,
     interrupted: &BTreeMap<GroupId, Index>,
     found: &mut Found,
 ) -> Result<(), Error> {
@@ -41,7 +42,19 @@ pub fn finish(
         }
     }
     for (group, index) in due {
-        install(state, snapshots, group, index, found)?;
+        let installed = install(state, snapshots, engine, (group, index));
+        match installed {
+            Ok(header) => {
+                tracing::warn!(%group, %index, "a snapshot is installed again: that was cut short");
+                found.heads.insert(group, header.head);
+                found.halted.remove(&group);
+                if header.kind == Kind::Stored {
+                    snapshots.remove_all(group)?;
+                }
+            }
+            Err(Error::Fault(fault)) => return Err(fault.into()),
+            Err(why) => not_whole(group, index, &why, found)?,
+        }
     }
     Ok(())
 }
@@ -49,28 +62,17 @@ pub fn finish(
 fn install(
     state: &StateDb,
     snapshots: &Snapshots,
-    group: GroupId,
-    index: Index,
-    found: &mut Found,
-) -> Result<(), Error> {
-    match snapshots.read(group, index).and_then(|snapshot| snapshot::install(state, snapshot)) {
-        Ok(header) => {
-            tracing::warn!(%group, %index, "a snapshot is installed again: that was cut short");
-            found.heads.insert(group, header.head);
-            found.halted.remove(&group);
-            if header.kind == Kind::Stored {
-                snapshots.remove_all(group)?;
-            }
-            Ok(())
-        }
-        Err(Error::Fault(fault)) => Err(fault.into()),
-        Err(why) => not_whole(group, index, &why, found),
-    }
+    engine: &str,
+    (group, index): (GroupId, Index),
+) -> Result<Header, Error> {
+    let snapshot = snapshots.read(group, index)?;
+    snapshot.header().check_engine(engine)?;
+    snapshot::install(state, snapshot)
 }
 
 fn not_whole(group: GroupId, index: Index, why: &Error, found: &mut Found) -> Result<(), Error> {
     let what = format!(
-        "its rows were being replaced by the snapshot at index {index} when the node stopped, and that \
+        "its rows were to be replaced by the snapshot at index {index} when the node stopped, and that \
          cannot be done again: {why}"
     );
     if group == GroupId::CATALOG {

@@ -111,6 +111,20 @@ struct HeaderRow {
 }
 
 impl Header {
+    /// Whether a node may go on from it whose machines run in the engine with this fingerprint.
+    ///
+    /// # Errors
+    /// `FailedPrecondition`, with both fingerprints.
+    pub fn check_engine(&self, ours: &str) -> Result<(), Error> {
+        if self.engine.is_empty() || self.engine == ours {
+            return Ok(());
+        }
+        Err(Error::FailedPrecondition(format!(
+            "it was made by the engine {}, and this node has {ours}: run the version that the others run",
+            self.engine
+        )))
+    }
+
     fn encode(&self) -> Vec<u8> {
         HeaderRow {
             format: FORMAT,

@@ -25,7 +25,7 @@ const TAKE_OVER: &str = "
         (return (call $answer (i32.wrap_i64 (local.get $a)) (local.get $b)))))";
 
 /// Keeps its version letter under the last command, and tells it to who asks.
-fn keeps_letter(letter: char) -> Vec<u8> {
+pub fn keeps_letter(letter: char) -> Vec<u8> {
     let items = format!(
         r#"
         (import "statehouse:machine/store@0.1.0" "set" (func $set (param i32 i32 i32 i32)))
@@ -40,7 +40,7 @@ fn keeps_letter(letter: char) -> Vec<u8> {
 }
 
 /// Counts commands in its own memory, from `0` on, and answers its letter and the count.
-fn counts(letter: char) -> Vec<u8> {
+pub fn counts(letter: char) -> Vec<u8> {
     let items = format!(
         r#"
         (import "statehouse:machine/snapshot-stream@0.1.0" "write" (func $write (param i32 i32)))
@@ -62,7 +62,7 @@ fn counts(letter: char) -> Vec<u8> {
     resident(&guest_text(&items, &apply, "(call $answer (i32.const 16) (i32.const 2))"))
 }
 
-async fn push(node: &Node, bytes: Vec<u8>) -> Digest {
+pub async fn push(node: &Node, bytes: Vec<u8>) -> Digest {
     let push = Push { digest: Digest::of(&bytes), label: "test".into(), bytes: bytes.into() };
     node.push_module(push).await.unwrap().digest
 }
