@@ -4,6 +4,8 @@
 mod compiled;
 #[path = "cluster/diverged.rs"]
 mod diverged;
+#[path = "cluster/expiring.rs"]
+mod expiring;
 #[path = "cluster/explained.rs"]
 mod explained;
 #[path = "cluster/harness.rs"]

@@ -14,7 +14,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 
-use crate::id::{GroupId, Index, ReplicaId, Term};
+use crate::id::{GroupId, Index, LogTime, ReplicaId, Term};
 use crate::raft::message::{PeerBody, PeerMessage};
 use crate::storage::entry::{Entry, EntryKind};
 
@@ -62,6 +62,8 @@ struct Row {
     /// How many entry rows follow.
     #[prost(uint32, tag = "14")]
     entries: u32,
+    #[prost(uint64, tag = "15")]
+    time: u64,
 }
 
 /// An entry; its index follows from its place.
@@ -225,8 +227,8 @@ fn fill(row: Row, body: PeerBody) -> Result<(Row, Vec<Entry>), Unsendable> {
         PeerBody::TimeoutNow => Row { kind: TIMEOUT_NOW, ..row },
         PeerBody::Sleep { last } => Row { kind: SLEEP, index: last.0, ..row },
         PeerBody::ReadIndex { context } => Row { kind: READ_INDEX, context, ..row },
-        PeerBody::ReadIndexReply { index, context } => {
-            Row { kind: READ_INDEX_REPLY, index: index.0, context, ..row }
+        PeerBody::ReadIndexReply { index, time, context } => {
+            Row { kind: READ_INDEX_REPLY, index: index.0, time: time.0, context, ..row }
         }
     };
     Ok((filled, Vec::new()))
@@ -304,7 +306,7 @@ fn body_of(row: Row, entries: Vec<Entry>, frame_bytes: usize) -> Result<PeerBody
         TIMEOUT_NOW => PeerBody::TimeoutNow,
         SLEEP => PeerBody::Sleep { last: index },
         READ_INDEX => PeerBody::ReadIndex { context },
-        READ_INDEX_REPLY => PeerBody::ReadIndexReply { index, context },
+        READ_INDEX_REPLY => PeerBody::ReadIndexReply { index, time: LogTime(row.time), context },
         unknown => return Err(WireError::UnknownMessage(unknown)),
     })
 }
@@ -374,7 +376,8 @@ mod tests {
             Just(PeerBody::TimeoutNow),
             index().prop_map(|last| PeerBody::Sleep { last }),
             mark().prop_map(|context| PeerBody::ReadIndex { context }),
-            (index(), mark()).prop_map(|(index, context)| PeerBody::ReadIndexReply { index, context }),
+            (index(), number().prop_map(LogTime), mark())
+                .prop_map(|(index, time, context)| PeerBody::ReadIndexReply { index, time, context }),
         ]
     }
 

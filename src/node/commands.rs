@@ -18,6 +18,7 @@ use super::sessions;
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
 use crate::machine::batch::{Numbered, Operation};
+use crate::raft::ReadPoint;
 use crate::trace::TraceContext;
 
 /// Commands and queries.
@@ -168,8 +169,9 @@ impl Node {
         match consistency {
             Consistency::Linearizable | Consistency::Lease if lane.reads_at_once() => Ok(()),
             Consistency::Linearizable | Consistency::Lease => {
-                let index = self.read_point(lane.group, consistency == Consistency::Lease).await?;
-                self.wait_applied(lane, index).await
+                let point = self.read_point(lane.group, consistency == Consistency::Lease).await?;
+                lane.note_time(point.time);
+                self.wait_applied(lane, point.index).await
             }
             Consistency::Local { min_index } => self.wait_applied(lane, min_index).await,
         }
@@ -195,7 +197,7 @@ impl Node {
         }
     }
 
-    pub(super) async fn read_point(&self, group: GroupId, lease: bool) -> Result<Index, Error> {
+    pub(super) async fn read_point(&self, group: GroupId, lease: bool) -> Result<ReadPoint, Error> {
         let (waiter, told) = oneshot::channel();
         let clock = self.inner.stage.clock;
         let begun_ns = clock.elapsed_ns();
@@ -235,8 +237,8 @@ impl Node {
         }
         self.ready()?;
         if self.inner.stage.net.is_some() {
-            let index = self.read_point(GroupId::CATALOG, false).await?;
-            self.wait_applied(&self.inner.catalog_lane, index).await?;
+            let point = self.read_point(GroupId::CATALOG, false).await?;
+            self.wait_applied(&self.inner.catalog_lane, point.index).await?;
             let in_step = |registry: &Registry| {
                 let catalog = self.inner.catalog.load();
                 let (record, known) = (catalog.machines.get(name), registry.get(name));

@@ -131,7 +131,7 @@ impl Node {
             return Ok(None);
         }
         let published = parts.lane.published();
-        let (view, now_ms) = (&*published.view, published.time_ms(&self.inner.stage.clock));
+        let (view, now_ms) = (&*published.view, parts.lane.time_ms(&published, &self.inner.stage.clock));
         let ids = lease::due_since(view, none_before_ms, now_ms, EXPIRE_MAX)?;
         let last = ids.last().map(|&id| lease::find_in(view, id)).transpose()?.flatten();
         let last_ms = last.map_or(none_before_ms, |lease| lease.due_ms);

@@ -10,16 +10,17 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::applier::Applier;
+use super::log_time::ShownTime;
 use super::metrics::seconds;
 use super::order::Waiter;
 use super::stage::Stage;
 use crate::error::Error;
-use crate::id::{Digest, GroupId, Index, Revision, Term};
+use crate::id::{Digest, GroupId, Index, LogTime, Revision, Term};
 use crate::machine::batch::Head;
 use crate::machine::view::View;
 use crate::raft::{Role, RoleChange, SnapshotHead};
 use crate::storage::entry::Entry;
-use crate::time::Clock;
+use crate::time::{Clock, Now};
 use crate::watch::{Hub, Standing};
 
 /// A committed entry with those who wait for its outcomes, by operation.
@@ -63,12 +64,6 @@ impl Published {
         // No event has the first revision.
         self.head.history_first.max(Revision::FIRST.next())
     }
-
-    /// What queries take for now: the last batch's stamp and the time since, on a clock that never jumps.
-    pub fn time_ms(&self, clock: &Clock) -> u64 {
-        let elapsed_ms = clock.now().monotonic_ms.saturating_sub(self.at_ms);
-        self.head.time.0.saturating_add(elapsed_ms)
-    }
 }
 
 /// A machine's place on this node.
@@ -82,6 +77,7 @@ pub struct Lane {
     published: ArcSwap<Published>,
     applied: watch::Sender<Index>,
     role: ArcSwap<Option<RoleChange>>,
+    time: ShownTime,
     /// The highest term of which an entry was applied.
     applied_term: AtomicU64,
     halted: ArcSwap<Option<Halted>>,
@@ -113,6 +109,7 @@ impl Lane {
             published: ArcSwap::from_pointee(published),
             applied,
             role: ArcSwap::from_pointee(None),
+            time: ShownTime::default(),
             applied_term: AtomicU64::new(0),
             halted: ArcSwap::from_pointee(None),
             lacks: ArcSwapOption::empty(),
@@ -180,7 +177,19 @@ impl Lane {
         **self.role.load()
     }
 
-    pub(super) fn set_role(&self, role: RoleChange) {
+    /// What queries of `published` take for now, in milliseconds since the Unix epoch.
+    pub fn time_ms(&self, published: &Published, clock: &Clock) -> u64 {
+        self.time.read(published.head.time, published.at_ms, clock.now())
+    }
+
+    /// A leader says what the log's clock shows.
+    pub(super) fn note_time(&self, time: LogTime) {
+        self.time.note(time);
+    }
+
+    /// `time`: what the log's clock shows `now`, if this replica leads.
+    pub(super) fn set_role(&self, role: RoleChange, time: Option<LogTime>, now: Now) {
+        self.time.set_leading(time, now);
         self.role.store(Arc::new(Some(role)));
     }
 

@@ -159,7 +159,7 @@ impl Node {
         let lane = found.serving()?.lane.clone();
         self.wait_fresh(&lane, Consistency::Linearizable).await?;
         let published = lane.published();
-        let now_ms = published.time_ms(&self.inner.stage.clock);
+        let now_ms = lane.time_ms(&published, &self.inner.stage.clock);
         let page = match words.id {
             Some(id) => one(&published, id, words.keys_after.as_deref(), now_ms),
             None => some(&published, words.after, words.limit, now_ms),

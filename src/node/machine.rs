@@ -155,7 +155,8 @@ pub fn query_stored(
 ) -> Result<Option<Answered>, Error> {
     let published = lane.published();
     let pool = published.head.module.and_then(|module| pools.present(module));
-    pool.map_or(Ok(None), |pool| query_in(&pool.1, &published, stage, request, budget))
+    let time_ms = lane.time_ms(&published, &stage.clock);
+    pool.map_or(Ok(None), |pool| query_in(&pool.1, &published, time_ms, request, budget))
 }
 
 /// The same for whichever component. Blocks.
@@ -170,19 +171,19 @@ pub fn query_stored_long(
     let module =
         published.head.module.ok_or_else(|| Error::Unavailable("the machine is being created".into()))?;
     let pool = pools.ready(module)?;
-    query_in(&pool.1, &published, stage, request, budget)?.ok_or_else(exhausted)
+    let time_ms = lane.time_ms(&published, &stage.clock);
+    query_in(&pool.1, &published, time_ms, request, budget)?.ok_or_else(exhausted)
 }
 
 fn query_in(
     pool: &QueryPool,
     published: &Published,
-    stage: &Stage,
+    time_ms: u64,
     request: &[u8],
     budget: Budget,
 ) -> Result<Option<Answered>, Error> {
     let head = published.head;
-    let seen =
-        QueryView { index: head.index.0, time: published.time_ms(&stage.clock), revision: head.revision.0 };
+    let seen = QueryView { index: head.index.0, time: time_ms, revision: head.revision.0 };
     let frame = Frame::for_query(published.view.clone(), seen, &head);
     match pool.query(frame, seen, request, budget).1 {
         Ending::Exhausted(_) => Ok(None),
@@ -238,7 +239,7 @@ impl ResidentQueries {
     pub fn query(&self, lane: &Lane, stage: &Stage, request: &[u8]) -> Result<Answered, Error> {
         let mut reader = self.reader(lane);
         let published = lane.published();
-        let time_ms = published.time_ms(&stage.clock);
+        let time_ms = lane.time_ms(&published, &stage.clock);
         let history = LogHistory::of(stage, lane.group);
         match reader.query(&history, published.head.index, time_ms, request) {
             Ok((_, ending)) => answered(&published.head, ending),

@@ -5,7 +5,7 @@
 //! - `open`: builds a node from the parts; `stage`: what its threads share
 //! - `order`: steps the shard, for whoever brings something
 //! - [`cluster`]: what makes a node part of a cluster
-//! - `lane`, `applier`, `workers`: from committed entries to outcomes
+//! - `lane`, `applier`, `workers`: from committed entries to outcomes; `log_time`: the time that queries see
 //! - `lockstep`: whether a replica still is one; `halt_note`: what is kept of one that
 //!   is not; `explanation`: where it left the way of the others
 //! - `machine`, `registry`, `reconcile`: the machines that are open here, in step with the catalog
@@ -36,6 +36,7 @@ mod keeper;
 mod lane;
 pub mod leases;
 mod lockstep;
+mod log_time;
 mod machine;
 mod machines;
 mod metrics;
@@ -249,7 +250,7 @@ impl Node {
     async fn catch_up(&self) -> Result<(), Error> {
         loop {
             match self.read_point(GroupId::CATALOG, false).await {
-                Ok(index) => return self.inner.catalog_lane.wait_applied(index).await,
+                Ok(point) => return self.inner.catalog_lane.wait_applied(point.index).await,
                 Err(Error::Unavailable(why)) => {
                     tracing::info!(why, "waiting for the other nodes of the cluster");
                     // What was heard meanwhile may say where more of them are.

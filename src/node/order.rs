@@ -32,7 +32,7 @@ use crate::inbox::{self, Receiver, Sender};
 use crate::machine::batch::Operation;
 use crate::raft::{
     ApplyJob, GroupStatus, Input, LogLoad, MembershipStep, Output, ProposalId, ProposeError, Proposed,
-    ReadError, ReadId, ReadReady, RoleChange, Shard, ShardConfig, SnapshotHead,
+    ReadError, ReadId, ReadPoint, ReadReady, RoleChange, Shard, ShardConfig, SnapshotHead,
 };
 use crate::storage::entry::Entry;
 use crate::time::Clock;
@@ -62,7 +62,7 @@ pub enum Order {
         /// Whether the leader may trust clocks.
         lease: bool,
         /// Told the index.
-        waiter: oneshot::Sender<Result<Index, Error>>,
+        waiter: oneshot::Sender<Result<ReadPoint, Error>>,
     },
     /// Change who is in a group.
     Change {
@@ -294,7 +294,7 @@ struct Desk {
     /// Which proposals a batch in the log answers.
     placed: HashMap<(GroupId, Index), InLog>,
     /// Reads without a read point.
-    reading: HashMap<ReadId, oneshot::Sender<Result<Index, Error>>>,
+    reading: HashMap<ReadId, oneshot::Sender<Result<ReadPoint, Error>>>,
     /// Transfers of leadership that are under way.
     transferring: HashMap<ProposalId, oneshot::Sender<Result<(), Error>>>,
     /// Questions that are answered when what came before them was worked off.
@@ -425,7 +425,8 @@ impl Desk {
 
     fn role(&mut self, role: RoleChange) {
         if let Some(lane) = self.lanes.get(&role.group) {
-            lane.set_role(role);
+            let now = self.stage.clock.now();
+            lane.set_role(role, self.shard.log_time(now, role.group), now);
             self.stage.roles_changed();
         }
     }
@@ -479,7 +480,7 @@ impl Desk {
         for id in ready.ids {
             if let Some(waiter) = self.reading.remove(&id) {
                 // A reader that went away needs no answer.
-                let _ = waiter.send(ready.index.clone().map_err(|why| read_error(&why)));
+                let _ = waiter.send(ready.point.clone().map_err(|why| read_error(&why)));
             }
         }
     }

@@ -60,7 +60,7 @@ impl Retention {
             return Ok(());
         }
         let published = lane.published();
-        let (head, now_ms) = (&published.head, published.time_ms(&stage.clock));
+        let (head, now_ms) = (&published.head, lane.time_ms(&published, &stage.clock));
         let at = Seen::of(head);
         if self.looked.get(&lane.group).is_some_and(|last| last.at == at && now_ms < last.until_ms) {
             return Ok(());

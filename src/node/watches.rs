@@ -189,8 +189,8 @@ impl Node {
         let Some(from) = from else { return Ok(next()) };
         if from > next() {
             // Another replica may have told it of revisions that this one has yet to apply.
-            let index = self.read_point(lane.group, false).await?;
-            self.wait_applied(lane, index).await?;
+            let point = self.read_point(lane.group, false).await?;
+            self.wait_applied(lane, point.index).await?;
         }
         let (published, next) = (lane.published(), next());
         if from > next {

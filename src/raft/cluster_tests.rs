@@ -194,7 +194,7 @@ impl Cluster {
 
     /// The reads answered since the last look.
     fn answered(&mut self) -> Vec<u64> {
-        let answered = std::mem::take(&mut self.reads).into_iter().filter(|ready| ready.index.is_ok());
+        let answered = std::mem::take(&mut self.reads).into_iter().filter(|ready| ready.point.is_ok());
         answered.flat_map(|ready| ready.ids).map(|id| id.0).collect()
     }
 

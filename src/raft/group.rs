@@ -228,6 +228,9 @@ impl Group {
         {
             return;
         }
+        if let PeerBody::ReadIndexReply { time, context, .. } = &message.body {
+            self.reads.note_time(context, *time);
+        }
         let leader = message.body.is_of_leader().then_some((message.term.0, message.from.0));
         // The engine refuses answers from replicas that are no longer in the group: nothing is owed to those.
         let _ = to_engine_message(message).map(|message| self.node.step(message));
@@ -435,8 +438,11 @@ impl Group {
             // A replica whose node is unknown will make itself known: it asks for votes, or its node is in
             // the catalog.
             if let Some(&to) = self.nodes.get(&to)
-                && let Some(message) = from_engine_message(message)
+                && let Some(mut message) = from_engine_message(message)
             {
+                if let PeerBody::ReadIndexReply { time, .. } = &mut message.body {
+                    *time = self.log_time(turn.now).unwrap_or_default();
+                }
                 turn.out.messages.push(PeerOut { to, group: self.id, message });
             }
         }

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 
-use crate::id::{Index, ReplicaId, Term};
+use crate::id::{Index, LogTime, ReplicaId, Term};
 use crate::raft::log_cache::{from_engine, to_engine};
 use crate::storage::entry::Entry;
 
@@ -105,8 +105,10 @@ pub enum PeerBody {
     },
     /// Leader to follower: from this one.
     ReadIndexReply {
-        /// The read point.
+        /// The read point's index.
         index: Index,
+        /// What the leader's log clock shows. The engine does not carry it.
+        time: LogTime,
         /// The mark that came with the question.
         context: Bytes,
     },
@@ -156,7 +158,7 @@ pub(super) fn to_engine_message(message: PeerMessage) -> Option<eraftpb::Message
         }
         PeerBody::TimeoutNow | PeerBody::Sleep { .. } => {}
         PeerBody::ReadIndex { context } => out.set_entries(vec![marked(context)].into()),
-        PeerBody::ReadIndexReply { index, context } => {
+        PeerBody::ReadIndexReply { index, context, .. } => {
             out.index = index.0;
             out.set_entries(vec![marked(context)].into());
         }
@@ -219,7 +221,7 @@ pub(super) fn from_engine_message(mut message: eraftpb::Message) -> Option<PeerM
         MessageType::MsgTimeoutNow => PeerBody::TimeoutNow,
         MessageType::MsgReadIndex => PeerBody::ReadIndex { context: mark_of(&message)? },
         MessageType::MsgReadIndexResp => {
-            PeerBody::ReadIndexReply { index: at.0, context: mark_of(&message)? }
+            PeerBody::ReadIndexReply { index: at.0, time: LogTime(0), context: mark_of(&message)? }
         }
         _ => return None,
     };
@@ -258,7 +260,7 @@ mod tests {
             PeerBody::Vote { trial: false, granted: false, commit: at },
             PeerBody::TimeoutNow,
             PeerBody::ReadIndex { context: context.clone() },
-            PeerBody::ReadIndexReply { index: Index(9), context },
+            PeerBody::ReadIndexReply { index: Index(9), time: LogTime(0), context },
         ];
         for body in bodies {
             let message = PeerMessage { from: ReplicaId(1), to: ReplicaId(2), term: Term(4), body };

@@ -66,7 +66,7 @@ mod unsynced;
 pub use input::{GroupStart, Input, MembershipStep, ProposalId, ReadId};
 pub use message::PeerMessage;
 pub use output::{
-    ApplyJob, GroupStatus, LogLoad, Output, PeerOut, ProposeError, Proposed, ReadError, ReadReady, Role,
-    RoleChange, SnapshotHead, SnapshotWanted,
+    ApplyJob, GroupStatus, LogLoad, Output, PeerOut, ProposeError, Proposed, ReadError, ReadPoint, ReadReady,
+    Role, RoleChange, SnapshotHead, SnapshotWanted,
 };
 pub use shard::{Shard, ShardConfig};

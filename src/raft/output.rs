@@ -1,6 +1,6 @@
 //! What comes out of a shard.
 
-use crate::id::{GroupId, Index, NodeId, ReplicaId, Term};
+use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::raft::input::{ProposalId, ReadId};
 use crate::raft::message::PeerMessage;
 use crate::storage::entry::{Entry, LogWrite, Membership};
@@ -167,8 +167,18 @@ pub struct ReadReady {
     pub group: GroupId,
     /// The reads.
     pub ids: Vec<ReadId>,
-    /// Serve them once this index is applied.
-    pub index: Result<Index, ReadError>,
+    /// From where on they may be served.
+    pub point: Result<ReadPoint, ReadError>,
+}
+
+/// From where on a linearizable read may be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadPoint {
+    /// Serve it once this index is applied.
+    pub index: Index,
+    /// What the leader's log clock showed after the read had arrived: what ends by then is over for the read,
+    /// as it may be for an earlier one on another replica. 0: an older version's leader did not say.
+    pub time: LogTime,
 }
 
 /// Why a read has no read point.

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use crate::id::{ReplicaId, Term};
+use crate::id::{LogTime, ReplicaId, Term};
 use crate::raft::input::ReadId;
 
 /// A read and since when it waits.
@@ -27,6 +27,8 @@ pub(super) struct Round {
     pub(super) issued_ms: u64,
     /// The term in which this replica sent it as the leader; 0 if it asked another.
     pub(super) leads_in: Term,
+    /// What the leader's log clock showed when it confirmed the round; 0 if this replica is the leader.
+    pub(super) time: LogTime,
     reads: Vec<Waiting>,
 }
 
@@ -94,7 +96,13 @@ impl Reads {
     pub(super) fn issue(&mut self, leads_in: Term, now_ms: u64) -> Vec<u8> {
         self.last_round += 1;
         let reads = std::mem::take(&mut self.arrived);
-        self.rounds.push_back(Round { number: self.last_round, issued_ms: now_ms, leads_in, reads });
+        self.rounds.push_back(Round {
+            number: self.last_round,
+            issued_ms: now_ms,
+            leads_in,
+            time: LogTime(0),
+            reads,
+        });
         [self.life[0], self.life[1], self.last_round].iter().flat_map(|part| part.to_be_bytes()).collect()
     }
 
@@ -103,6 +111,14 @@ impl Reads {
         let number = self.number_of(mark)?;
         let at = self.rounds.iter().position(|round| round.number == number)?;
         self.rounds.remove(at)
+    }
+
+    /// The leader, who is about to confirm the round with this mark, said what its log clock shows.
+    pub(super) fn note_time(&mut self, mark: &[u8], time: LogTime) {
+        let number = self.number_of(mark);
+        if let Some(round) = self.rounds.iter_mut().find(|round| Some(round.number) == number) {
+            round.time = time;
+        }
     }
 
     fn number_of(&self, mark: &[u8]) -> Option<u64> {

@@ -357,7 +357,7 @@ impl Shard {
                 return;
             }
         };
-        out.reads.push(ReadReady { group: id, ids: vec![read], index: Err(refusal) });
+        out.reads.push(ReadReady { group: id, ids: vec![read], point: Err(refusal) });
     }
 
     fn tick(&mut self, now: Now, out: &mut Output) {
@@ -468,7 +468,7 @@ fn note(touched: &mut Vec<GroupId>, group: &mut Group, id: GroupId) {
 
 fn refuse_reads(group: GroupId, ids: Vec<ReadId>, error: ReadError, out: &mut Output) {
     if !ids.is_empty() {
-        out.reads.push(ReadReady { group, ids, index: Err(error) });
+        out.reads.push(ReadReady { group, ids, point: Err(error) });
     }
 }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::id::{GroupId, Index, LogTime, NodeId, ReplicaId, Term};
 use crate::machine::batch::{Batch, Operation};
 use crate::raft::input::{GroupStart, Input, ProposalId, ReadId};
-use crate::raft::output::{Output, ProposeError, ReadError, Role};
+use crate::raft::output::{Output, ProposeError, ReadError, ReadReady, Role};
 use crate::raft::shard::{Shard, ShardConfig};
 use crate::storage::entry::{Entry, EntryKind, GroupLog, HardState, Membership};
 use crate::time::Now;
@@ -244,17 +244,22 @@ fn a_restart_applies_nothing_twice() {
     assert_eq!(out.apply[0].entries[0].index, Index(4));
 }
 
+fn answered(reads: &[ReadReady]) -> Vec<(Vec<ReadId>, Result<Index, ReadError>)> {
+    let index = |ready: &ReadReady| ready.point.clone().map(|point| point.index);
+    reads.iter().map(|ready| (ready.ids.clone(), index(ready))).collect()
+}
+
 #[test]
 fn reads_wait_for_the_first_commit_of_the_term_and_then_for_nothing() {
     let (mut bench, first) = Bench::with_group();
     assert!(bench.handle([read(1)]).reads.is_empty());
     let out = bench.sync(&first);
-    assert_eq!((&out.reads[0].ids, &out.reads[0].index), (&vec![ReadId(1)], &Ok(Index(1))));
+    assert_eq!(answered(&out.reads), [(vec![ReadId(1)], Ok(Index(1)))]);
     let batch = bench.propose(0..1);
     let out = bench.handle([read(2), read(3)]);
-    assert_eq!((&out.reads[0].ids, &out.reads[0].index), (&vec![ReadId(2), ReadId(3)], &Ok(Index(1))));
+    assert_eq!(answered(&out.reads), [(vec![ReadId(2), ReadId(3)], Ok(Index(1)))]);
     bench.sync(&batch);
-    assert_eq!(bench.handle([read(4)]).reads[0].index, Ok(Index(2)));
+    assert_eq!(answered(&bench.handle([read(4)]).reads), [(vec![ReadId(4)], Ok(Index(2)))]);
 }
 
 #[test]
@@ -265,9 +270,9 @@ fn reads_that_cannot_be_served_are_refused_in_time() {
     assert!(bench.handle([Input::Tick]).reads.is_empty());
     bench.now.monotonic_ms += 1;
     let out = bench.handle([Input::Tick]);
-    assert_eq!(out.reads[0].index, Err(ReadError::NoLeader { waited_ms: config().wait_ms }));
+    assert_eq!(out.reads[0].point, Err(ReadError::NoLeader { waited_ms: config().wait_ms }));
     let out = bench.handle([Input::Read { group: GroupId(99), id: ReadId(2), lease: false }]);
-    assert_eq!(out.reads[0].index, Err(ReadError::UnknownGroup));
+    assert_eq!(out.reads[0].point, Err(ReadError::UnknownGroup));
 }
 
 #[test]
@@ -319,7 +324,7 @@ fn a_group_that_breaks_is_fenced_in_and_its_callers_are_told() {
     assert_eq!(out.log.len(), 1);
     assert!(bench.shard.group_status(G).is_none());
     let out = bench.handle([read(1), Input::Tick]);
-    assert!(matches!(&out.reads[0].index, Err(ReadError::Quarantined(_))));
+    assert!(matches!(&out.reads[0].point, Err(ReadError::Quarantined(_))));
     let out = bench.handle([Input::Open(Box::new(new_group(G)))]);
     assert_eq!(out.roles.len(), 1, "it can be opened again");
 }

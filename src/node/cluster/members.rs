@@ -90,7 +90,10 @@ impl Node {
         let Some(wanted) = wanted(&catalog, group) else { return true };
         if let Some(record) = catalog.machine_of(group).filter(|record| !record.ready) {
             // Whoever creates it is at it, unless that node is gone.
-            let now_ms = self.inner.catalog_lane.published().time_ms(&self.inner.stage.clock);
+            let now_ms = {
+                let catalog_lane = &self.inner.catalog_lane;
+                catalog_lane.time_ms(&catalog_lane.published(), &self.inner.stage.clock)
+            };
             if now_ms > record.created_ms + CREATION_PATIENCE.as_millis() as u64 {
                 self.end_creation(record.clone()).await;
             }

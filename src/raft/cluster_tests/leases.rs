@@ -24,7 +24,7 @@ fn a_leader_with_a_lease_answers_at_once_until_the_lease_ends() {
     cluster.down.extend([2, 3]);
     cluster.now.monotonic_ms += 901;
     cluster.read(1, 2, true);
-    assert_eq!(cluster.reads[0].index, Ok(cluster.applied(1)));
+    assert_eq!(cluster.reads[0].point.as_ref().unwrap().index, cluster.applied(1));
     assert_eq!(cluster.answered(), [2]);
     cluster.read(1, 3, false);
     cluster.now.monotonic_ms += 1;
@@ -149,4 +149,24 @@ fn a_burst_of_ticks_makes_nobody_stand_for_election_early() {
     cluster.now.monotonic_ms += 1_100;
     cluster.give(2, Input::Tick);
     assert_eq!(cluster.status(2).standing.role, Role::Candidate);
+}
+
+#[test]
+fn a_read_on_any_replica_sees_what_the_leaders_clock_shows() {
+    let mut cluster = Cluster::new(3, 3);
+    cluster.propose(1, 1);
+    for (node, lease) in [(1, false), (2, false), (3, false), (1, true)] {
+        cluster.now.monotonic_ms += 70;
+        // Which the log's clock does not follow.
+        cluster.now.wall_ms += 1_000_000;
+        cluster.reads.clear();
+        cluster.read(node, node, lease);
+        cluster.settle();
+        let shown = cluster.members[&1].shard.log_time(cluster.now, G).expect("it leads");
+        let [ReadReady { point: Ok(point), .. }] = &cluster.reads[..] else {
+            panic!("node {node}: {:?}", cluster.reads)
+        };
+        assert_eq!(point.time, shown, "node {node}");
+        assert!(shown.0 >= 1_070 && shown.0 < 1_000_000, "{shown}");
+    }
 }

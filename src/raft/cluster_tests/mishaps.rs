@@ -46,7 +46,7 @@ fn a_read_whose_leader_is_gone_is_asked_again_as_soon_as_there_is_another() {
         !cluster.reads.is_empty()
     });
     assert!(ticks.is_some(), "no answer");
-    assert!(cluster.reads[0].index.is_ok(), "{:?}", cluster.reads);
+    assert!(cluster.reads[0].point.is_ok(), "{:?}", cluster.reads);
 }
 
 #[test]

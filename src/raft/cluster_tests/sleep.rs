@@ -40,10 +40,10 @@ fn a_read_on_any_replica_wakes_the_group() {
         let mut cluster = asleep();
         cluster.give(node, Input::Read { group: G, id: ReadId(1), lease: false });
         cluster.settle();
-        let [ReadReady { index, .. }] = &cluster.reads[..] else {
+        let [ReadReady { point: Ok(point), .. }] = &cluster.reads[..] else {
             panic!("node {node}: {:?}", cluster.reads)
         };
-        assert_eq!(*index, Ok(cluster.applied(1)), "node {node}");
+        assert_eq!(point.index, cluster.applied(1), "node {node}");
     }
 }
 

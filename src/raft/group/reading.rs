@@ -4,7 +4,7 @@ use super::Group;
 use crate::id::{Index, Term};
 use crate::raft::input::ReadId;
 use crate::raft::message::{PeerBody, PeerMessage};
-use crate::raft::output::{ReadError, ReadReady};
+use crate::raft::output::{ReadError, ReadPoint, ReadReady};
 use crate::raft::shard::Turn;
 #[cfg(test)]
 use crate::raft::simulation::Bug;
@@ -26,7 +26,7 @@ impl Group {
         if self.leads() && self.alone() {
             if self.node.raft.commit_to_current_term() {
                 let ids = self.reads.take_all();
-                self.answer(ids, Ok(Index(self.node.raft.raft_log.committed)), turn);
+                self.answer(ids, Ok(self.read_point(turn.now)), turn);
             }
         } else if self.node.raft.leader_id != raft::INVALID_ID
             // While a round is under way the next one gathers: under load a round answers many.
@@ -48,7 +48,7 @@ impl Group {
         }
         let ids = self.reads.take_leased();
         let answered = !ids.is_empty();
-        self.answer(ids, Ok(Index(self.node.raft.raft_log.committed)), turn);
+        self.answer(ids, Ok(self.read_point(turn.now)), turn);
         answered && self.lease.is_aging(now_ms, turn.config.lease_ms()) && !self.reads.round_under_way()
     }
 
@@ -59,18 +59,25 @@ impl Group {
         if self.leads() && round.leads_in == term {
             self.lease.extend(term, round.issued_ms, turn.config.lease_ms());
         }
+        let time = self.log_time(turn.now).unwrap_or(round.time);
         let ids = round.ids();
         #[cfg(test)]
         let ids = match turn.config.bug {
             Some(Bug::ReadCoversLater) => ids.into_iter().chain(self.reads.take_all()).collect(),
             _ => ids,
         };
-        self.answer(ids, Ok(index), turn);
+        self.answer(ids, Ok(ReadPoint { index, time }), turn);
     }
 
-    pub(super) fn answer(&self, ids: Vec<ReadId>, index: Result<Index, ReadError>, turn: &mut Turn) {
+    /// The read point of a leader that knows that it is one.
+    fn read_point(&self, now: Now) -> ReadPoint {
+        let index = Index(self.node.raft.raft_log.committed);
+        ReadPoint { index, time: self.log_time(now).unwrap_or_default() }
+    }
+
+    pub(super) fn answer(&self, ids: Vec<ReadId>, point: Result<ReadPoint, ReadError>, turn: &mut Turn) {
         if !ids.is_empty() {
-            turn.out.reads.push(ReadReady { group: self.id, ids, index });
+            turn.out.reads.push(ReadReady { group: self.id, ids, point });
         }
     }
 

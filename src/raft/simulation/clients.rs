@@ -78,7 +78,7 @@ impl World {
     pub(super) fn note_reads(&mut self, node: NodeId, reads: Vec<ReadReady>) {
         let asked = std::mem::take(&mut self.life(node).asked_by_lease);
         for read in reads {
-            let index = read.index.as_ref().ok().copied();
+            let index = read.point.as_ref().ok().map(|point| point.index);
             let status = self.life(node).shard.group_status(read.group);
             let alone = status.is_none_or(|status| status.standing.sole_voter);
             for id in read.ids {
