@@ -120,8 +120,8 @@ section! {
         watches_max: u32 = 100_000, 1, 10_000_000;
         /// Watches of one stream, at most.
         stream_watches_max: u32 = 10_000, 1, 1_000_000;
-        /// Bytes of events that wait for watches to be read, of all together, at most. Watches that find no
-        /// room read from disk.
+        /// Bytes of events that wait for watches to be read, of all together, at most: three quarters in
+        /// queues, a quarter read from disk. Watches that find no room read from disk, a revision at a time.
         watch_queue_bytes_max: u64 = 64 << 20, 1 << 20, 64 << 30;
         /// After so long without a word, a watch that asked for progress marks is told that it has
         /// everything.

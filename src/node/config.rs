@@ -101,7 +101,8 @@ pub struct NodeConfig {
     pub read_wait_ms: u64,
     /// Watches through this node at the same time.
     pub watches_max: usize,
-    /// Bytes of events that are queued for them, together. A watch that finds no room reads from disk.
+    /// Bytes of events that wait for them, together: three quarters in queues, a quarter read from disk. A
+    /// watch that finds no room reads from disk, a revision at a time.
     pub watch_queue_bytes_max: usize,
     /// After so long without a word, a watch that asked for it is told up to where it has everything.
     pub watch_progress_ms: u64,

@@ -25,7 +25,7 @@ pub struct Metrics {
     pub queries_long: Counter,
     /// Watches through this node.
     pub watches: Gauge,
-    /// Bytes of events that are queued for them, as of the last scrape.
+    /// Bytes of events that wait for them, as of the last scrape.
     pub watch_queue_bytes: Gauge,
     /// Machines that the catalog has.
     pub machines: Gauge,
@@ -247,7 +247,7 @@ impl Metrics {
         registry.register("queries", "Queries received", self.queries.clone());
         registry.register("queries_long", "Queries that outran the short budget", self.queries_long.clone());
         registry.register("watches", "Watches through this node", self.watches.clone());
-        let help = "Bytes of events that are queued for watches";
+        let help = "Bytes of events that wait for watches to be read";
         registry.register("watch_queue_bytes", help, self.watch_queue_bytes.clone());
         registry.register("machines", "Machines that the catalog has", self.machines.clone());
         registry.register("apply_threads", "Threads that apply batches", self.apply_threads.clone());

@@ -45,7 +45,7 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// None yet. Together they may queue so many bytes.
+    /// None yet. So many bytes may wait for all together.
     pub(super) fn new(queue_bytes_max: usize) -> Watches {
         Watches {
             here: AtomicUsize::new(0),
@@ -55,7 +55,7 @@ impl Watches {
         }
     }
 
-    /// What the queues of all hubs may take together.
+    /// What may wait for the watchers of all hubs.
     pub(super) fn budget(&self) -> Arc<Budget> {
         self.budget.clone()
     }

@@ -27,7 +27,8 @@ pub struct Bounds {
     pub queue_revisions_max: usize,
     /// Bytes in its queue, about.
     pub queue_bytes_max: usize,
-    /// Bytes of a portion of history that it reads from disk, about: whole revisions, at least one.
+    /// Bytes of a portion of history that it reads from disk, about: whole revisions, at least one. One it
+    /// is if the budget has no room for more.
     pub portion_bytes: usize,
     /// Bytes of history that it looks through at a time, about, however little of that it watches.
     pub scan_bytes: usize,
@@ -100,6 +101,10 @@ impl Hub {
         self.present_count.load(Ordering::Relaxed)
     }
 
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     pub(super) fn bounds(&self) -> &Bounds {
         &self.bounds
     }
@@ -158,7 +163,7 @@ impl Hub {
         let events = event::read_row(key, row.clone())?;
         // The sort is stable: each watcher's events stay in their order.
         hits.sort_by_key(|hit| hit.seat.number);
-        let taken = self.budget.take(row.len()).map(Arc::new);
+        let taken = self.budget.take_to_queue(row.len()).map(Arc::new);
         let mut sent_away = Vec::new();
         for hits in hits.chunk_by(|a, b| a.seat.number == b.seat.number) {
             if !self.offer(hits, &events, taken.as_ref(), wakers) {

@@ -20,7 +20,7 @@
 //!   prefix
 //! - [`hub`]: the watchers of one machine that keep up; `seat`: what is queued for one of them
 //! - [`watcher`]: one watcher, from its first revision on
-//! - `budget`: what all queues of a node may take together
+//! - `budget`: what waits for all watchers of a node, together
 
 mod budget;
 pub mod hub;

@@ -323,6 +323,38 @@ fn watchers_that_stop_reading_hold_no_memory() {
 }
 
 #[test]
+fn watchers_that_stop_reading_in_the_past_hold_a_revision_each_beyond_their_share() {
+    const READ_SHARE: usize = (64 << 10) / 4;
+    let mut world = World::new(64 << 10);
+    for _ in 0..500 {
+        world.write(&[vec![(0, false)]]);
+        world.tell();
+    }
+    let mut all: Vec<Watching> =
+        (0..2_000).map(|_| world.watch(Selection::of(KeySpan::all()), Revision(2))).collect();
+    for watching in &mut all {
+        watching.step();
+        world.read(watching);
+        // It is told the first of what was read, and stops there.
+        assert!(matches!(watching.watcher.poll(Waker::noop()), Poll::Ready(Ok(Step::Events(_)))));
+    }
+    let held = world.budget.bytes();
+    assert!(held > READ_SHARE / 2 && held <= READ_SHARE, "{held} bytes of {READ_SHARE}");
+    let last = &mut all[1_999];
+    assert!(matches!(last.watcher.poll(Waker::noop()), Poll::Ready(Ok(Step::Read))), "it had one revision");
+    // Those who keep up have their own share.
+    let mut present = world.watch(Selection::of(KeySpan::all()), world.revision.next());
+    present.step();
+    world.read(&mut present);
+    present.step();
+    world.write(&[vec![(0, false)]]);
+    world.tell();
+    assert_eq!(world.hub.present(), 1);
+    drop((all, present));
+    assert_eq!(world.budget.bytes(), 0);
+}
+
+#[test]
 fn a_hub_that_ends_tells_its_watchers_why_and_those_who_come() {
     let world = World::new(1 << 20);
     let mut watching = world.watch(Selection::of(KeySpan::all()), Revision(2));

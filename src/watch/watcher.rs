@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
+use super::budget::Taken;
 use super::hub::Hub;
 use super::seat::{Seat, Standing as Place};
 use super::selection::Selection;
@@ -50,6 +51,8 @@ pub struct Watcher {
     joined: Option<Revision>,
     /// Read from disk, and not told yet.
     read: VecDeque<Revised>,
+    /// What that takes of the budget, if it is more than a revision.
+    read_room: Option<Taken>,
     /// What comes after those.
     read_next: Revision,
 }
@@ -71,7 +74,7 @@ impl Watcher {
     /// A watcher that has everything before `next`.
     pub fn new(hub: Arc<Hub>, selection: Selection, next: Revision) -> Watcher {
         let seat = hub.seat(selection);
-        Watcher { hub, seat, next, joined: None, read: VecDeque::new(), read_next: next }
+        Watcher { hub, seat, next, joined: None, read: VecDeque::new(), read_room: None, read_next: next }
     }
 
     /// Asks it something while it is at work elsewhere.
@@ -94,6 +97,7 @@ impl Watcher {
                 self.next = revised.revision.next();
                 return Poll::Ready(Ok(Step::Events(revised)));
             }
+            self.read_room = None;
             self.next = self.next.max(self.read_next);
             let Some(joined) = self.joined else { return Poll::Ready(Ok(Step::Read)) };
             if let Some(step) = self.look(joined, waker) {
@@ -182,7 +186,10 @@ impl Watcher {
 
     /// Reads from the next revision on, at most up to `end`; answers which comes next.
     fn read_portion(&mut self, view: &dyn View, end: Revision) -> Result<Revision, Error> {
-        let (portion_bytes, scan_bytes) = (self.hub.bounds().portion_bytes, self.hub.bounds().scan_bytes);
+        let bounds = self.hub.bounds();
+        let mut room = self.hub.budget().take_to_read(bounds.portion_bytes);
+        let portion_bytes = if room.is_some() { bounds.portion_bytes } else { 1 };
+        let scan_bytes = bounds.scan_bytes;
         let mut portion = Vec::new();
         let (mut taken, mut scanned, mut last, mut stopped) = (0, 0, None, end);
         event::visit_from(view, self.next, &mut |event| {
@@ -198,6 +205,10 @@ impl Watcher {
             }
             ControlFlow::Continue(())
         })?;
+        if let Some(room) = &mut room {
+            room.shrink(taken);
+        }
+        self.read_room = room;
         self.read = portion.into();
         Ok(stopped)
     }

@@ -1,6 +1,6 @@
 //! Watches of a node in this process.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -150,8 +150,14 @@ async fn who_asks_for_it_is_told_now_and_then_up_to_where_it_has_everything() {
 async fn ten_thousand_watches_that_nobody_reads_hold_nothing_and_slow_no_writer() {
     const WATCHES: usize = 10_000;
     const WRITES: u64 = 600;
+    const BEFORE: usize = 200;
     let directory = tempfile::tempdir().unwrap();
     let node = node_with_kv(&directory).await;
+    let large = "x".repeat(1_000);
+    let mut alone = Vec::new();
+    for _ in 0..BEFORE {
+        alone.push(timed_put(&node, &large).await);
+    }
     let mut watches = Vec::new();
     for number in 0..WATCHES {
         let span = if number % 2 == 0 { KeySpan::key("k").unwrap() } else { KeySpan::prefix("k").unwrap() };
@@ -164,10 +170,9 @@ async fn ten_thousand_watches_that_nobody_reads_hold_nothing_and_slow_no_writer(
         let line = metrics.lines().find_map(|line| line.strip_prefix("statehouse_watch_queue_bytes "));
         line.expect("it is told").parse::<u64>().unwrap()
     };
-    let large = "x".repeat(1_000);
-    let mut most = 0;
+    let (mut most, mut watched) = (0, Vec::new());
     for number in 0..WRITES {
-        must_put(&node, "k", &large).await;
+        watched.push(timed_put(&node, &large).await);
         if number % 10 == 9 {
             most = most.max(queued().await);
         }
@@ -175,8 +180,14 @@ async fn ten_thousand_watches_that_nobody_reads_hold_nothing_and_slow_no_writer(
     // They share what is queued, and were sent away when their queues were full.
     assert!(most > 10_000 && most < 1 << 20, "{most} bytes");
     assert_eq!(queued().await, 0);
+    // While all of them are sent the events, and while they are away.
+    for watched in watched.chunks_mut(BEFORE) {
+        let (alone, watched) = (median(&mut alone), median(watched));
+        assert!(watched < 3 * alone + Duration::from_millis(10), "{watched:?}, {alone:?} without watches");
+    }
+    let first = 2 + BEFORE as u64;
     for watch in [0, 1, 5_000, WATCHES - 1] {
-        for revision in 2..WRITES + 2 {
+        for revision in first..first + WRITES {
             assert_eq!(events(&mut watches[watch]).await.revision, Revision(revision));
         }
     }
@@ -184,6 +195,17 @@ async fn ten_thousand_watches_that_nobody_reads_hold_nothing_and_slow_no_writer(
     must_put(&node, "k", "last").await;
     assert_eq!(value(&events(&mut watches[1]).await.events[0].value), "last");
     node.shutdown().await;
+}
+
+async fn timed_put(node: &Node, value: &str) -> Duration {
+    let begun = Instant::now();
+    must_put(node, "k", value).await;
+    begun.elapsed()
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times[times.len() / 2]
 }
 
 #[tokio::test(flavor = "multi_thread")]
