@@ -118,6 +118,9 @@ section! {
         read_wait_ms: u64 = 10_000, 10, 600_000;
         /// Watches through this node at the same time, at most.
         watches_max: u32 = 100_000, 1, 10_000_000;
+        /// Of those, watches of machines that have no replica on this node, at most: each holds a question to
+        /// another node.
+        remote_watches_max: u32 = 1_000, 0, 10_000_000;
         /// Watches of one stream, at most.
         stream_watches_max: u32 = 10_000, 1, 1_000_000;
         /// Bytes of events that wait for watches to be read, of all together, at most: three quarters in

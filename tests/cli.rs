@@ -19,6 +19,8 @@ mod grpc;
 mod hinted;
 #[path = "cli/imported.rs"]
 mod imported;
+#[path = "cli/kept.rs"]
+mod kept;
 #[path = "cli/killed.rs"]
 mod killed;
 #[path = "cli/languages.rs"]

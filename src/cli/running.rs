@@ -93,6 +93,7 @@ pub fn node_config(
         log_keep_bytes: storage.log_keep_bytes,
         read_wait_ms: limits.read_wait_ms,
         watches_max: limits.watches_max as usize,
+        remote_watches_max: limits.remote_watches_max as usize,
         watch_queue_bytes_max: usize::try_from(limits.watch_queue_bytes_max)
             .context("limits.watch_queue_bytes_max is more than this computer can address")?,
         watch_progress_ms: limits.watch_progress_ms,

@@ -101,6 +101,8 @@ pub struct NodeConfig {
     pub read_wait_ms: u64,
     /// Watches through this node at the same time.
     pub watches_max: usize,
+    /// Of those, watches of machines without a replica here: each holds a question to another node.
+    pub remote_watches_max: usize,
     /// Bytes of events that wait for them, together: three quarters in queues, a quarter read from disk. A
     /// watch that finds no room reads from disk, a revision at a time.
     pub watch_queue_bytes_max: usize,
@@ -155,6 +157,7 @@ impl NodeConfig {
             log_keep_bytes: 64 << 20,
             read_wait_ms: 10_000,
             watches_max: 100_000,
+            remote_watches_max: 1_000,
             watch_queue_bytes_max: 64 << 20,
             watch_progress_ms: 10_000,
             input_fuel: GuestSettings::default().input_fuel,

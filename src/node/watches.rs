@@ -30,9 +30,6 @@ use crate::watch::{Budget, Revised, Selection, Step, Watcher};
 /// Watches that read history from disk at the same time: each takes a thread and a portion in memory.
 const HISTORY_READS_MAX: usize = 4;
 
-/// Watches of machines without a replica here: each holds a question to another node.
-const REMOTE_WATCHES_MAX: usize = 1_000;
-
 /// The module whose machines can tell what a key was before.
 const KEEPS_HISTORY: &str = "builtin:kv";
 
@@ -223,12 +220,13 @@ impl Node {
     fn move_elsewhere(&self, place: &mut Place) -> Result<(), Error> {
         let before = self.inner.stage.watches.elsewhere.fetch_add(1, Ordering::Relaxed);
         place.elsewhere = true;
-        if before < REMOTE_WATCHES_MAX {
+        let max = self.inner.config.remote_watches_max;
+        if before < max {
             return Ok(());
         }
         Err(Error::Overloaded(format!(
-            "{before} watches of machines without a replica here run through this node, and \
-             {REMOTE_WATCHES_MAX} may: watch at a node with a replica (`statehouse machine show`)"
+            "{before} watches of machines without a replica here run through this node, and {max} may: watch \
+             at a node with a replica (`statehouse machine show`), or raise `limits.remote_watches_max`"
         )))
     }
 

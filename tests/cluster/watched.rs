@@ -7,8 +7,10 @@ use std::time::Duration;
 use statehouse::Node;
 use statehouse::error::Error;
 use statehouse::id::Revision;
-use statehouse::node::request::{KeySpan, WatchEvents, WatchSpec, Watched};
+use statehouse::node::request::{Consistency, KeySpan, WatchEvents, WatchSpec, Watched};
 use statehouse::node::watches::Watch;
+use statehouse_kv::Call;
+use statehouse_kv::messages::PutRequest;
 use tokio::sync::RwLock;
 
 use super::harness::{Cluster, put, serves};
@@ -97,6 +99,63 @@ async fn follow(
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_of_machines_elsewhere_are_bounded_apart_from_others() {
+    let cluster = Cluster::with(2, |config| config.remote_watches_max = 2).await;
+    cluster.create_kv("one", 1).await;
+    let (mut here, mut elsewhere) = (None, None);
+    for node in cluster.nodes() {
+        match node.machine("one").unwrap().replica {
+            Some(_) => here = Some(node.clone()),
+            None => elsewhere = Some(node.clone()),
+        }
+    }
+    let (here, elsewhere) = (here.unwrap(), elsewhere.unwrap());
+    let all = || WatchSpec::of(KeySpan::all());
+    let mut two =
+        vec![elsewhere.watch("one", all()).await.unwrap(), elsewhere.watch("one", all()).await.unwrap()];
+    let told = elsewhere.watch("one", all()).await.err();
+    let named = |text: &str| text.contains("2 watches") && text.contains("limits.remote_watches_max");
+    assert!(matches!(&told, Some(Error::Overloaded(text)) if named(text)), "{told:?}");
+    for _ in 0..3 {
+        two.push(here.watch("one", all()).await.unwrap());
+    }
+    drop(two);
+    elsewhere.watch("one", all()).await.unwrap();
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_replica_looks_after_leases_like_one_that_has_one() {
+    let cluster = Cluster::of(3).await;
+    cluster.create_kv("one", 1).await;
+    let here = |node: &&Node| node.machine("one").unwrap().replica.is_some();
+    let (there, node) = (cluster.nodes().find(here).unwrap(), cluster.nodes().find(|n| !here(n)).unwrap());
+    let id = node.grant_lease("one", 3_600_000, 0).await.unwrap();
+    let chosen = node.grant_lease("one", 3_600_000, 77).await.unwrap();
+    assert_eq!(chosen, 77);
+    for number in 0..1_200_u64 {
+        let key = format!("k{number:04}").into_bytes();
+        let put = PutRequest { key, lease: id as i64, ..PutRequest::default() };
+        node.apply("one", put.to_envelope().into()).await.unwrap();
+    }
+    assert_eq!(node.renew_leases("one", &[id, 5, 77]).await.unwrap(), [3_600_000, 0, 3_600_000]);
+    let shown = node.lease_with_all_keys("one", id).await.unwrap();
+    assert_eq!(shown.keys.len(), 1_200);
+    assert_eq!(shown.keys, there.lease_with_all_keys("one", id).await.unwrap().keys);
+    let listed: Vec<u64> =
+        node.leases("one", 0, 0).await.unwrap().leases.iter().map(|lease| lease.id).collect();
+    assert!(listed.contains(&id) && listed.contains(&77) && listed.len() == 2, "{listed:?}");
+    let page = node.leases("one", 77.min(id), 1).await.unwrap();
+    assert_eq!((page.leases[0].id, page.more), (77.max(id), false));
+    node.revoke_lease("one", id).await.unwrap();
+    assert!(matches!(node.revoke_lease("one", id).await, Err(Error::NotFound(_))));
+    assert!(matches!(node.lease("one", id).await, Err(Error::NotFound(_))));
+    assert!(matches!(node.grant_lease("one", 3_600_000, 77).await, Err(Error::AlreadyExists(_))));
+    assert_eq!(super::harness::get(node, "one", "k0000", Consistency::Linearizable).await, None);
+    cluster.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

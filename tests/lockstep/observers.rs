@@ -1,6 +1,6 @@
-//! Clients that watch, and clients that take a lock, while everything befalls the nodes. What the watchers
-//! saw is the history: each must have seen all of it, once, in order; and it must show that nobody wrote
-//! under a lock that another had by then.
+//! Clients that watch, and clients that take a lock, while everything befalls the nodes. Each watcher must
+//! have seen what its keys' history says in the end, at each node: all of it, once, in order. That history
+//! must lead to the keys that there are, and show that nobody wrote under a lock that another had by then.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use statehouse::error::Error;
 use statehouse::id::Revision;
 use statehouse::machine::event::EventKind;
 use statehouse::machine::outcome::Outcome;
-use statehouse::node::request::{WatchSpec, Watched};
-use statehouse::watch::KeySpan;
+use statehouse::node::request::{KeySpan, Selection, WatchEvents, WatchSpec, Watched};
 use statehouse_kv::Call;
 use statehouse_kv::messages::{
-    Compare, CompareResult, CompareTarget, PutRequest, Request, RequestOp, TargetUnion, TxnRequest,
+    Compare, CompareResult, CompareTarget, PutRequest, RangeRequest, Request, RequestOp, TargetUnion,
+    TxnRequest,
 };
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::task::JoinHandle;
@@ -47,29 +47,44 @@ pub struct Observers {
     /// Held by each holder while it is at work: whoever takes it for writing has them rest.
     at_work: Arc<RwLock<()>>,
     holders: Vec<JoinHandle<()>>,
-    /// What each watcher saw.
-    seen: Vec<Arc<Mutex<Vec<Seen>>>>,
-    watchers: Vec<JoinHandle<()>>,
+    watchers: Vec<Watcher>,
     written: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
 }
 
+/// A watcher at work.
+struct Watcher {
+    selection: Selection,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    task: JoinHandle<()>,
+}
+
+/// What is watched: everything, and parts of it.
+fn selections() -> Vec<Selection> {
+    let part = |span, puts, deletes| Selection::new(span, puts, deletes).expect("it sees something");
+    let mut all = vec![Selection::of(KeySpan::all()); NODES];
+    all.push(part(KeySpan::key(GUARDED).expect("a key"), true, true));
+    all.push(part(KeySpan::range(GUARDED, Some(LOCK.into())).expect("a span"), true, true));
+    all.push(part(KeySpan::prefix("l").expect("a prefix"), false, true));
+    all.push(part(KeySpan::all(), true, false));
+    all
+}
+
 impl Observers {
-    /// Sets watchers of the whole history to work, one beginning at each node, and holders.
+    /// Sets watchers from the first event on to work, beginning at each node, and holders.
     pub async fn start(cluster: &Cluster, chance: &mut Chance) -> Observers {
         let mut observers = Observers {
             stop: Arc::default(),
             at_work: Arc::default(),
             holders: Vec::new(),
-            seen: Vec::new(),
             watchers: Vec::new(),
             written: Arc::default(),
             refused: Arc::default(),
         };
-        for node in 0..NODES {
-            let (client, seen) = (cluster.client_from(node), Arc::new(Mutex::new(Vec::new())));
-            observers.seen.push(seen.clone());
-            observers.watchers.push(tokio::spawn(watch(client, seen)));
+        for (number, selection) in selections().into_iter().enumerate() {
+            let (client, seen) = (cluster.client_from(number % NODES), Arc::new(Mutex::new(Vec::new())));
+            let task = tokio::spawn(watch(client, selection.clone(), seen.clone()));
+            observers.watchers.push(Watcher { selection, seen, task });
         }
         for holder in 0..HOLDERS {
             let worker = Holder {
@@ -102,35 +117,89 @@ impl Observers {
         cluster.together().await;
         let machine = cluster.client().machine(MACHINE).await.expect("all is well");
         let last = machine.replica.expect("each node has one").revision.0;
-        let all = |seen: &Mutex<Vec<Seen>>| seen.lock().last().is_some_and(|seen| seen.0 >= last);
-        until("the watchers see everything", async || self.seen.iter().all(|seen| all(seen))).await;
-        self.watchers.iter().for_each(JoinHandle::abort);
-        let histories: Vec<Vec<Seen>> = self.seen.iter().map(|seen| seen.lock().clone()).collect();
-        for history in &histories {
-            check_order(history);
-            let differs = histories[0].iter().zip(history).find(|(one, other)| one != other);
-            assert_eq!(differs, None, "two watchers saw different histories");
+        let history = history_of(&cluster.client_from(0), last).await;
+        for node in 1..NODES {
+            check_same(&history_of(&cluster.client_from(node), last).await, &history);
         }
-        check_lock(&histories[0]);
+        for Watcher { selection, seen, task } in &self.watchers {
+            let expected = selected(selection, &history);
+            until("the watchers see everything", async || seen.lock().len() >= expected.len()).await;
+            task.abort();
+            check_same(&seen.lock(), &expected);
+        }
+        check_order(&history);
+        check_keys(cluster, &history).await;
+        check_lock(&history);
         let counts = [&self.written, &self.refused].map(|count| count.load(Ordering::SeqCst));
-        (histories[0].len(), counts[0], counts[1])
+        (history.len(), counts[0], counts[1])
     }
 }
 
-/// Sees everything from the first event on, for ever.
-async fn watch(client: Client, seen: Arc<Mutex<Vec<Seen>>>) {
+fn from_the_first(selection: Selection) -> WatchSpec {
     let first = Revision(Revision::FIRST.0 + 1);
-    let spec = WatchSpec { from: Some(first), ..WatchSpec::of(KeySpan::all()) };
-    let mut watch = client.watch(MACHINE, spec).await.expect("all is well");
+    WatchSpec { selection, from: Some(first), ..WatchSpec::of(KeySpan::all()) }
+}
+
+fn seen_of(told: WatchEvents) -> impl Iterator<Item = Seen> {
+    told.events.into_iter().map(move |event| {
+        (told.revision.0, event.kind == EventKind::Put, event.key.to_vec(), event.value.to_vec())
+    })
+}
+
+/// What a node's history says in the end, up to a revision with events.
+async fn history_of(client: &Client, last: u64) -> Vec<Seen> {
+    let all = from_the_first(Selection::of(KeySpan::all()));
+    let mut watch = client.watch(MACHINE, all).await.expect("all is well");
+    let mut history = Vec::new();
+    loop {
+        let Watched::Events(told) = watch.next().await.expect("all is well") else { continue };
+        let revision = told.revision.0;
+        history.extend(seen_of(told));
+        if revision >= last {
+            return history;
+        }
+    }
+}
+
+/// The part of a history that a selection sees.
+fn selected(selection: &Selection, history: &[Seen]) -> Vec<Seen> {
+    let kind = |put| if put { EventKind::Put } else { EventKind::Delete };
+    let sees = |(_, put, key, _): &&Seen| selection.takes(kind(*put)) && selection.span.contains(key);
+    history.iter().filter(sees).cloned().collect()
+}
+
+fn check_same(seen: &[Seen], history: &[Seen]) {
+    let differs = seen.iter().zip(history).find(|(one, other)| one != other);
+    assert_eq!(differs, None, "seen, and what the history says");
+    assert_eq!(seen.len(), history.len(), "one has more than the other");
+}
+
+/// The history leads to the keys that there are, at each node.
+async fn check_keys(cluster: &Cluster, history: &[Seen]) {
+    let mut keys = BTreeMap::new();
+    for (revision, put, key, _) in history {
+        match put {
+            true => keys.insert(key.clone(), *revision as i64),
+            false => keys.remove(key),
+        };
+    }
+    let all = RangeRequest { key: vec![0], range_end: vec![0], keys_only: true, ..RangeRequest::default() };
+    for node in 0..NODES {
+        let client = cluster.client_from(node);
+        let answered =
+            client.query(MACHINE, all.to_envelope(), Default::default()).await.expect("all is well");
+        let found = RangeRequest::answer(&answered.outcome.expect("no refusal")).expect("an answer");
+        let found: BTreeMap<_, _> = found.kvs.into_iter().map(|kv| (kv.key, kv.mod_revision)).collect();
+        assert!(found == keys, "node {node} has {} keys, the history leads to {}", found.len(), keys.len());
+    }
+}
+
+/// Sees everything that is selected from the first event on, for ever.
+async fn watch(client: Client, selection: Selection, seen: Arc<Mutex<Vec<Seen>>>) {
+    let mut watch = client.watch(MACHINE, from_the_first(selection)).await.expect("all is well");
     loop {
         match watch.next().await {
-            Ok(Watched::Events(told)) => {
-                let events = told.events.into_iter().map(|event| {
-                    let put = event.kind == EventKind::Put;
-                    (told.revision.0, put, event.key.to_vec(), event.value.to_vec())
-                });
-                seen.lock().extend(events);
-            }
+            Ok(Watched::Events(told)) => seen.lock().extend(seen_of(told)),
             Ok(Watched::Progress(_)) => {}
             // Nodes are away for a while: it is asked again.
             Err(Error::Unavailable(_)) => {}
@@ -261,6 +330,19 @@ mod tests {
         assert!(!refuses(&at(&[2, 2, 3]), check_order));
         assert!(refuses(&at(&[2, 4]), check_order) && refuses(&at(&[3]), check_order));
         assert!(refuses(&at(&[2, 3, 2]), check_order));
+    }
+
+    #[test]
+    fn an_event_that_is_missing_or_comes_twice_is_noticed_within_a_revision_and_at_the_end() {
+        let history: Vec<Seen> =
+            [(2, b"a"), (2, b"b"), (3, b"a")].iter().map(|(at, key)| seen(*at, true, *key, 0)).collect();
+        let differs = |seen: &[Seen]| std::panic::catch_unwind(|| check_same(seen, &history)).is_err();
+        assert!(!differs(&history));
+        assert!(differs(&history[..2]) && differs(&history[1..]));
+        assert!(differs(&[&history[..2], &history[1..]].concat()));
+        assert!(differs(&[&history[..], &history[2..]].concat()));
+        let of_a = Selection::of(KeySpan::key("a").unwrap());
+        assert_eq!(selected(&of_a, &history).iter().map(|seen| seen.0).collect::<Vec<_>>(), [2, 3]);
     }
 
     #[test]
