@@ -3,8 +3,8 @@
 //! A leader knows it. Another replica takes the stamp of the last batch and the time since that was applied
 //! here, which is behind, but never below what was shown here before: what has ended for a reader has ended
 //! for all who read here later. A linearizable read brings what the leader's clock showed (see
-//! [`ReadPoint`](crate::raft::ReadPoint)), so that it holds from one replica to the next. A new leader whose wall
-//! clock is behind may show less than the one before, until its own has made up for it.
+//! [`ReadPoint`](crate::raft::ReadPoint)), so that it holds from one replica to the next. A new leader whose
+//! wall clock is behind may show less than the one before, until its own has made up for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
