@@ -72,6 +72,14 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// A connection whose other side does not answer a ping within this time is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What the health service speaks of: the node as a whole, and services that need it to be ready.
+const HEALTH_SERVICES: [&str; 5] = [
+    "",
+    "statehouse.v1.Commands",
+    "statehouse.v1.Machines",
+    "statehouse.v1.Modules",
+    "statehouse.v1.Watches",
+];
 /// How often the health service is told how the node is.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -305,7 +313,7 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
         .build_v1()
         .map_err(|e| Error::FailedPrecondition(format!("the services' descriptors do not read: {e}")))?;
     let (health_reporter, health) = tonic_health::server::health_reporter();
-    tokio::spawn(report_health(health_reporter, serving.clone()));
+    tokio::spawn(report_health(health_reporter, serving.clone(), &HEALTH_SERVICES));
     let server = server()
         .add_service(commands.max_decoding_message_size(message_bytes_max))
         .add_service(leases.max_decoding_message_size(message_bytes_max))
@@ -320,8 +328,8 @@ fn router(serving: &Arc<Serving>) -> Result<Router, Error> {
     Ok(server)
 }
 
-/// Keeps the gRPC health service in step with the node until the server stops.
-async fn report_health(reporter: HealthReporter, serving: Arc<Serving>) {
+/// Keeps a gRPC health service in step with the node until the server stops: what it says of `services`.
+async fn report_health(reporter: HealthReporter, serving: Arc<Serving>, services: &[&'static str]) {
     let mut told = None;
     loop {
         let status = match serving.check_ready() {
@@ -329,13 +337,7 @@ async fn report_health(reporter: HealthReporter, serving: Arc<Serving>) {
             Err(_) => ServingStatus::NotServing,
         };
         if told != Some(status) {
-            for service in [
-                "",
-                "statehouse.v1.Commands",
-                "statehouse.v1.Machines",
-                "statehouse.v1.Modules",
-                "statehouse.v1.Watches",
-            ] {
+            for service in services {
                 reporter.set_service_status(service, status).await;
             }
             told = Some(status);

@@ -12,6 +12,7 @@ use super::cluster::words::{LeasesWords, Question};
 use super::machine::{Closed, Machine};
 use super::request::{Consistency, LeaseInfo, LeasePage};
 use crate::error::{Error, Fault};
+use crate::id::Revision;
 use crate::machine::batch::{Act, Grant, Operation};
 use crate::machine::lease::{self, CHOSEN_ID_MAX, Lease, TTL_MS_MAX};
 use crate::machine::outcome::{HostCode, Outcome};
@@ -36,12 +37,28 @@ impl Node {
     /// `Invalid` for a time or an id out of range, `AlreadyExists` for an id in use, `LimitReached` if
     /// the machine has as many leases as it may; and as of [`apply`](Node::apply).
     pub async fn grant_lease(&self, machine: &str, ttl_ms: u64, id: u64) -> Result<u64, Error> {
+        self.grant_lease_at(machine, ttl_ms, id).await.map(|(id, _)| id)
+    }
+
+    /// The same, with the machine's revision at that moment.
+    ///
+    /// # Errors
+    /// As of [`grant_lease`](Node::grant_lease).
+    pub async fn grant_lease_at(
+        &self,
+        machine: &str,
+        ttl_ms: u64,
+        id: u64,
+    ) -> Result<(u64, Revision), Error> {
         check_ttl(ttl_ms)?;
         check_chosen(id)?;
         let found = self.find_ready(machine).await?;
         let applied = self.propose(found.record.group(), Act::Grant(Grant { ttl_ms, id }).into()).await?;
         match &applied.outcome {
-            Outcome::Ok(answer) => Operation::granted(answer).ok_or_else(|| odd(&applied.outcome)),
+            Outcome::Ok(answer) => {
+                let id = Operation::granted(answer).ok_or_else(|| odd(&applied.outcome))?;
+                Ok((id, applied.revision))
+            }
             Outcome::Host(code) => Err(refused(&found, *code, id)),
             Outcome::Refused(_) => Err(odd(&applied.outcome)),
         }
@@ -73,10 +90,18 @@ impl Node {
     /// # Errors
     /// `NotFound` if there is no such lease, or it is the machine's own; and as of [`apply`](Node::apply).
     pub async fn revoke_lease(&self, machine: &str, id: u64) -> Result<(), Error> {
+        self.revoke_lease_at(machine, id).await.map(drop)
+    }
+
+    /// The same, with the machine's revision after it.
+    ///
+    /// # Errors
+    /// As of [`revoke_lease`](Node::revoke_lease).
+    pub async fn revoke_lease_at(&self, machine: &str, id: u64) -> Result<Revision, Error> {
         let found = self.find_ready(machine).await?;
         let applied = self.propose(found.record.group(), Act::Revoke(id).into()).await?;
         match &applied.outcome {
-            Outcome::Ok(_) => Ok(()),
+            Outcome::Ok(_) => Ok(applied.revision),
             Outcome::Host(code) => Err(refused(&found, *code, id)),
             Outcome::Refused(_) => Err(odd(&applied.outcome)),
         }

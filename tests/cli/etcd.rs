@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use statehouse::proto::etcd::authpb::Permission;
@@ -25,6 +26,9 @@ use statehouse_kv::messages::{
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::calls;
 use super::process::{Node, directory, program};
@@ -152,6 +156,12 @@ async fn what_does_not_read_and_what_nobody_has_is_refused_in_etcds_words() {
         };
         assert_eq!(told, due, "{of}");
     }
+    // A known field in another encoding is read by nobody but the machine.
+    for (method, bytes) in [("Range", b"\x08\x01"), ("Put", b"\x08\x01"), ("Txn", b"\x08\x01")] {
+        let path = format!("/etcdserverpb.KV/{method}");
+        let told = calls::said(&channel, &path, false, Bytes::from_static(bytes)).await;
+        assert!(told.starts_with("Internal grpc: error unmarshalling request: "), "{path}: {told}");
+    }
     for (path, told) in calls::unknown(&channel).await {
         let due = match path[1..].rsplit_once('/') {
             None => format!("malformed method name: {path:?}"),
@@ -164,6 +174,26 @@ async fn what_does_not_read_and_what_nobody_has_is_refused_in_etcds_words() {
         };
         assert_eq!(told, format!("Unimplemented {due}"), "{path}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn balancers_are_told_that_the_node_serves() {
+    let directory = directory();
+    let node = serve(directory.path());
+    let mut health = HealthClient::new(channel(&node.etcd[0]).await);
+    let of = |service: &str| HealthCheckRequest { service: service.into() };
+    // The first report is made by a task of its own.
+    let mut watched = health.watch(of("")).await.expect("a stream").into_inner();
+    while watched.next().await.expect("a status").expect("no error").status() != ServingStatus::Serving {}
+    assert_eq!(health.check(of("")).await.expect("checked").into_inner().status(), ServingStatus::Serving);
+    said(health.check(of("etcdserverpb.KV")).await, Code::NotFound, "unknown service");
+    let mut unknown = health.watch(of("etcdserverpb.KV")).await.expect("a stream").into_inner();
+    let first = unknown.next().await.expect("a status").expect("no error");
+    assert_eq!(first.status(), ServingStatus::ServiceUnknown);
+    // Who watches does not hold up a node that stops.
+    node.signal(rustix::process::Signal::TERM);
+    assert!(unknown.next().await.is_none_or(|told| told.is_err()), "the stream ends");
+    assert_eq!(node.end().0, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::killed::{ports, serve, wait_for_replicas};
-use super::process::{Node, directory};
+use super::process::{Node, directory, page};
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -141,6 +141,10 @@ async fn the_last_of_three_nodes_answers_what_needs_no_leader_and_says_what_does
     let mut patient = watches.watch(watch()).await.expect("a stream").into_inner();
     assert!(patient.next().await.expect("an answer").expect("no error").created);
 
+    let of_last = three.nodes[2].etcd[0].clone();
+    let serves = (200, r#"{"health":"true","reason":""}"#.to_owned());
+    assert_eq!(page(&of_last, "/health"), serves);
+
     three.nodes.drain(..2).for_each(Node::kill);
     for status in [end(renewed).await, end(watched).await] {
         assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
@@ -154,6 +158,10 @@ async fn the_last_of_three_nodes_answers_what_needs_no_leader_and_says_what_does
     said(leases.lease_leases(led(pb::LeaseLeasesRequest {})).await, unavailable, no_leader);
     said(watches.watch(led(watch())).await, unavailable, no_leader);
 
+    let cut_off = (503, r#"{"health":"false","reason":"RAFT NO LEADER"}"#.to_owned());
+    assert_eq!(page(&of_last, "/health"), cut_off);
+    assert_eq!(page(&of_last, "/health?serializable=true"), serves);
+
     let stale = three.kv(2).range(get(true)).await.expect("answered").into_inner();
     assert_eq!(stale.kvs[0].value, b"1");
     let stale = three.kv(2).txn(txn(&[get(true), get(true)])).await.expect("answered").into_inner();
@@ -164,16 +172,22 @@ async fn the_last_of_three_nodes_answers_what_needs_no_leader_and_says_what_does
 
     let timed_out = "etcdserver: request timed out";
     let (mut get_kv, mut txn_kv, mut put_kv) = (three.kv(2), three.kv(2), three.kv(2));
-    let (range, mixed, written, members) = tokio::join!(
+    let (mut asking, mut revoking) = (leases.clone(), leases);
+    let (range, mixed, written, revoked, asked, members) = tokio::join!(
         get_kv.range(get(false)),
         txn_kv.txn(txn(&[get(true), get(false)])),
         put_kv.put(put()),
+        revoking.lease_revoke(pb::LeaseRevokeRequest { id: 7 }),
+        asking.lease_time_to_live(pb::LeaseTimeToLiveRequest { id: 7, keys: false }),
         cluster.member_list(pb::MemberListRequest { linearizable: true }),
     );
     said(range, unavailable, timed_out);
     said(mixed, unavailable, timed_out);
-    said(written, unavailable, timed_out);
     said(members, unavailable, timed_out);
+    // What etcd says when its log takes nothing.
+    said(written, Code::DeadlineExceeded, "context deadline exceeded");
+    said(revoked, Code::DeadlineExceeded, "context deadline exceeded");
+    said(asked, unavailable, no_leader);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,6 +215,7 @@ async fn leadership_moves_and_a_member_leaves() {
     })
     .await;
     three.kv(at).put(put()).await.expect("passed on to the new leader");
+    revocations_are_told_with_their_revision(&three, next, at).await;
 
     let mut cluster = ClusterClient::new(three.channels[next].clone());
     let promoted = cluster.member_promote(pb::MemberPromoteRequest { id: ids[at] }).await;
@@ -218,6 +233,22 @@ async fn leadership_moves_and_a_member_leaves() {
     .await;
     let found = three.kv(at).range(get(false)).await.expect("found").into_inner();
     assert_eq!(found.kvs[0].value, b"1");
+}
+
+/// Also by a node that does not lead, and may not have applied them yet.
+async fn revocations_are_told_with_their_revision(three: &Three, leader: usize, follower: usize) {
+    let mut leases = LeaseClient::new(three.channels[follower].clone());
+    let mut revision = 0;
+    for _ in 0..50 {
+        let granted = leases.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: 0 }).await.expect("granted");
+        let granted = granted.into_inner();
+        assert!(granted.header.expect("a header").revision >= revision, "the grant is told of the past");
+        let leased = PutRequest { key: "leased".into(), lease: granted.id, ..put() };
+        let written = three.kv(leader).put(leased).await.expect("put").into_inner();
+        let revoked = leases.lease_revoke(pb::LeaseRevokeRequest { id: granted.id }).await.expect("revoked");
+        revision = revoked.into_inner().header.expect("a header").revision;
+        assert_eq!(revision, written.header.expect("a header").revision + 1, "the key went with it");
+    }
 }
 
 fn sorted(mut ids: [u64; 2]) -> Vec<u64> {

@@ -234,15 +234,20 @@ impl Node {
 
     /// Asks for a page of plain HTTP: the status and the body.
     pub fn page(&self, path: &str) -> (u16, String) {
-        let mut stream = std::net::TcpStream::connect(&self.http).expect("HTTP is served");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time limit is possible");
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer in text");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        (status, body.to_string())
+        page(&self.http, path)
     }
+}
+
+/// A page of plain HTTP at an address: the status and the body.
+pub fn page(address: &str, path: &str) -> (u16, String) {
+    let mut stream = std::net::TcpStream::connect(address).expect("HTTP is served");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time limit is possible");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer in text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, body.to_string())
 }
 
 impl Drop for Node {

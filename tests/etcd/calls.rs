@@ -121,7 +121,7 @@ pub fn methods() -> BTreeMap<String, bool> {
 }
 
 /// The code and the words of a refusal, or that the first answer came.
-async fn said(channel: &Channel, path: &str, streams: bool, message: Bytes) -> String {
+pub async fn said(channel: &Channel, path: &str, streams: bool, message: Bytes) -> String {
     let answered = tokio::time::timeout(PATIENCE, ask(channel, path, streams, message)).await;
     match answered.unwrap_or_else(|_| panic!("{path}: no answer within {PATIENCE:?}")) {
         Ok(()) => "an answer".into(),

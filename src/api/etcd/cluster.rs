@@ -34,7 +34,8 @@ impl Cluster for ClusterService {
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         let member = self.0.member(request.get_ref().id)?;
-        self.0.node().remove_member(&member.node.to_string()).await.map_err(|why| status::of(&why))?;
+        let removed = self.0.node().remove_member(&member.node.to_string()).await;
+        removed.map_err(|why| self.0.unchanged(&why))?;
         let mut members = self.0.members();
         // It goes when its replicas have found other nodes.
         members.retain(|other| other.id != member.node.0);
@@ -56,7 +57,7 @@ impl Cluster for ClusterService {
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
         let members = match request.get_ref().linearizable {
-            true => self.0.node().members_confirmed().await.map_err(|why| self.0.said(&why))?,
+            true => self.0.node().members_confirmed().await.map_err(|why| self.0.unread(&why))?,
             false => self.0.node().members(),
         };
         let members = members.into_iter().map(as_etcd_has_it).collect();
@@ -71,7 +72,8 @@ impl Cluster for ClusterService {
         if member.voter {
             return Err(status::MEMBER_NOT_LEARNER.into());
         }
-        self.0.node().promote_member(&member.node.to_string()).await.map_err(|why| status::of(&why))?;
+        let promoted = self.0.node().promote_member(&member.node.to_string()).await;
+        promoted.map_err(|why| self.0.unchanged(&why))?;
         let header = self.0.header().await?;
         Ok(Response::new(pb::MemberPromoteResponse { header, members: self.0.members() }))
     }

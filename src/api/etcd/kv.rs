@@ -137,7 +137,11 @@ impl Front {
                 txn if txn.writes() => self.apply(kind, request).await?,
                 txn => self.query(kind, request, consistency(txn.serializable())).await?,
             },
-            _ => self.apply(kind, request).await?,
+            _ => {
+                // What does not read at all has no place in the log.
+                shape::<()>(Form::Single, request)?;
+                self.apply(kind, request).await?
+            }
         };
         Answer::complete(answer, |header| self.header_at(header.revision))
     }

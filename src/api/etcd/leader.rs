@@ -21,10 +21,11 @@ use tonic::codegen::{Bytes, StdError, http};
 use tonic::{Code, Status};
 
 use super::{Front, status};
+use crate::error::Error;
 
 /// The name in the metadata, and what it must say.
-const WISH: &str = "hasleader";
-const GRANTED: &str = "true";
+pub const WISH: &str = "hasleader";
+pub const GRANTED: &str = "true";
 
 /// How often the node looks for its leader: etcd's election timeout.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,11 +46,26 @@ impl Front {
         }
     }
 
-    /// What is said of an error. A request that found no leader in time timed out, in etcd's words.
-    pub(super) fn said(&self, why: &crate::error::Error) -> Status {
+    /// What is said of a read that failed.
+    pub(super) fn unread(&self, why: &Error) -> Status {
+        self.without_leader(why, status::TIMED_OUT)
+    }
+
+    /// What is said of a change that was not made.
+    pub(super) fn unchanged(&self, why: &Error) -> Status {
+        self.without_leader(why, status::NOT_PROPOSED)
+    }
+
+    /// What is said where only the leader knows.
+    pub(super) fn untold(&self, why: &Error) -> Status {
+        self.without_leader(why, status::NO_LEADER)
+    }
+
+    /// What is said of an error, or, if it was for want of a leader, what etcd says then.
+    fn without_leader(&self, why: &Error, said: status::Said) -> Status {
         let status = status::of(why);
         match status.code() == Code::Unavailable && !self.has_leader() {
-            true => status::TIMED_OUT.into(),
+            true => said.into(),
             false => status,
         }
     }

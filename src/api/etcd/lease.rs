@@ -7,7 +7,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::methods::Form;
-use super::{Front, status};
+use super::{Front, revision_of, status};
 use crate::error::Error;
 use crate::machine::lease::TTL_MS_MAX;
 use crate::node::renewed::moment_ms;
@@ -56,12 +56,12 @@ impl Lease for LeaseService {
         let ttl = ttl.clamp(TTL_S_MIN, (TTL_MS_MAX / 1_000) as i64);
         let chosen = u64::try_from(id)
             .map_err(|_| Status::invalid_argument(status::ours("a lease id is no less than 0")))?;
-        let granted = self.0.node().grant_lease(&self.0.machine, lifetime_ms(ttl as u64), chosen).await;
-        let id = granted.map_err(|why| match why {
+        let granted = self.0.node().grant_lease_at(&self.0.machine, lifetime_ms(ttl as u64), chosen).await;
+        let (id, revision) = granted.map_err(|why| match why {
             Error::AlreadyExists(_) => status::LEASE_EXISTS.into(),
-            why => status::of(&why),
+            why => self.0.unchanged(&why),
         })?;
-        let header = self.0.header().await?;
+        let header = Some(self.0.header_at(revision_of(revision)));
         Ok(Response::new(LeaseGrantResponse { header, id: id as i64, ttl, error: String::new() }))
     }
 
@@ -70,11 +70,12 @@ impl Lease for LeaseService {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let id = request.into_inner().id as u64;
-        self.0.node().revoke_lease(&self.0.machine, id).await.map_err(|why| match why {
+        let revoked = self.0.node().revoke_lease_at(&self.0.machine, id).await;
+        let revision = revoked.map_err(|why| match why {
             Error::NotFound(_) => status::LEASE_NOT_FOUND.into(),
-            why => status::of(&why),
+            why => self.0.unchanged(&why),
         })?;
-        Ok(Response::new(LeaseRevokeResponse { header: self.0.header().await? }))
+        Ok(Response::new(LeaseRevokeResponse { header: Some(self.0.header_at(revision_of(revision))) }))
     }
 
     async fn lease_keep_alive(
@@ -115,7 +116,7 @@ impl Lease for LeaseService {
             Err(Error::NotFound(_)) => {
                 LeaseTimeToLiveResponse { header, id, ttl: NO_TTL, ..LeaseTimeToLiveResponse::default() }
             }
-            Err(why) => return Err(status::of(&why)),
+            Err(why) => return Err(self.0.untold(&why)),
         };
         Ok(Response::new(answer))
     }
@@ -137,7 +138,7 @@ impl Front {
         loop {
             let after = leases.last().map_or(0, |lease| lease.id);
             let page = self.node().leases(&self.machine, after, 0).await;
-            let page = page.map_err(|why| status::of(&why))?;
+            let page = page.map_err(|why| self.unread(&why))?;
             leases.extend(page.leases);
             if !page.more {
                 return Ok(leases);
@@ -158,7 +159,7 @@ impl Front {
         };
         let mut lives = match self.node().renew_leases(&self.machine, &leases).await {
             Ok(lives) => lives.into_iter(),
-            Err(why) => return vec![Err(status::of(&why))],
+            Err(why) => return vec![Err(self.untold(&why))],
         };
         let answer = |request: LeaseKeepAliveRequest| LeaseKeepAliveResponse {
             header,

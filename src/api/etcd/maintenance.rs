@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::pages::Pages;
 use super::{Front, VERSION, snapshot, status};
+use crate::error::Error;
 use crate::id::NodeId;
 use crate::proto::etcd::etcdserverpb as pb;
 use crate::proto::etcd::etcdserverpb::alarm_request::AlarmAction;
@@ -113,7 +114,11 @@ impl Maintenance for MaintenanceService {
             return Err(status::BAD_TRANSFEREE.into());
         }
         let moved = node.transfer_leader(Some(&front.machine), &target.to_string()).await;
-        moved.map_err(|why| status::of(&why))?;
+        moved.map_err(|why| match why {
+            // It has no replica that could lead.
+            Error::Invalid(_) => status::BAD_TRANSFEREE.into(),
+            why => status::of(&why),
+        })?;
         Ok(Response::new(pb::MoveLeaderResponse::default()))
     }
 

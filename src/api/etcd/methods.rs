@@ -61,9 +61,12 @@ pub fn unknown_method(service: &str, method: &str) -> Status {
 pub struct Methods(HashMap<String, HashMap<String, Form>>);
 
 impl Methods {
-    /// Those of etcd.
+    /// Those of etcd, and of the health service beside them.
     pub fn of_etcd() -> Methods {
-        let pool = DescriptorPool::decode(DESCRIPTORS).expect("the build has just encoded these descriptors");
+        let mut pool =
+            DescriptorPool::decode(DESCRIPTORS).expect("the build has just encoded these descriptors");
+        let health = pool.decode_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        health.expect("the library has tested its descriptors");
         let form = |streams| if streams { Form::Stream } else { Form::Single };
         let services = pool.services().map(|service| {
             let methods = service.methods().map(|method| {
@@ -110,6 +113,8 @@ mod tests {
             ("/etcdserverpb.Maintenance/Snapshot", Form::Stream),
             ("/v3electionpb.Election/Observe", Form::Stream),
             ("/v3lockpb.Lock/Lock", Form::Single),
+            ("/grpc.health.v1.Health/Check", Form::Single),
+            ("/grpc.health.v1.Health/Watch", Form::Stream),
         ] {
             assert_eq!(methods.find(path).expect("known"), form, "{path}");
         }

@@ -7,6 +7,7 @@
 //! # Layout
 //! - `kv`, `watch`, `lease`, `cluster`, `maintenance`, `auth`, `lock`, `election`: etcd's services, a file
 //!   each; `store`: what the last two do with the machine
+//! - `health`: gRPC's own service for balancers and probes
 //! - `entry`: from a path to its service; `gateway`: all of them as JSON over HTTP
 //! - `pages`: many keys, a page at a time; `snapshot`: all of them as a database of etcd
 //! - `methods`: which there are, and what is said of others; `leader`: who wants to be served only with one;
@@ -19,6 +20,7 @@ mod cluster;
 mod election;
 mod entry;
 mod gateway;
+mod health;
 mod kv;
 mod leader;
 mod lease;
@@ -40,6 +42,7 @@ use statehouse_kv::{Call, Kind};
 use tokio::sync;
 use tonic::Status;
 use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
 
 use self::bounds::REQUEST_BYTES_MAX;
 use self::entry::Entry;
@@ -115,7 +118,7 @@ impl Front {
             return Err(status::REQUEST_TOO_LARGE.into());
         }
         let applied = self.node().apply(&self.machine, kind.envelope(request).into()).await;
-        match applied.map_err(|why| self.said(&why))?.outcome {
+        match applied.map_err(|why| self.unchanged(&why))?.outcome {
             Outcome::Ok(answer) => Ok(answer),
             Outcome::Refused(refusal) => Err(status::refused(&refusal)),
             Outcome::Host(code) => {
@@ -127,7 +130,7 @@ impl Front {
     /// Asks the machine: the bytes of its answer.
     async fn query(&self, kind: Kind, request: &[u8], consistency: Consistency) -> Result<Bytes, Status> {
         let answered = self.node().query(&self.machine, kind.envelope(request).into(), consistency).await;
-        let answered = answered.map_err(|why| self.said(&why))?;
+        let answered = answered.map_err(|why| self.unread(&why))?;
         answered.outcome.map_err(|refusal| status::refused(&refusal))
     }
 }
@@ -164,6 +167,7 @@ pub(super) fn services(serving: &Arc<Serving>, machine: &str) -> Entry {
         .add_service(ClusterServer::new(cluster::ClusterService(front.clone())))
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService(front.clone())))
         .add_service(AuthServer::new(auth::AuthService(front.clone())))
+        .add_service(HealthServer::new(health::NodeHealth::of(serving.clone())))
         .add_service(LockServer::new(lock::LockService(front.clone())))
         .add_service(ElectionServer::new(election::ElectionService(front.clone())));
     let services = bounds::refuse_large(routes.routes().into_axum_router());

@@ -30,6 +30,8 @@ pub const NO_LEADER: Said = Said(Code::Unavailable, "etcdserver: no leader");
 pub const NOT_LEADER: Said = Said(Code::FailedPrecondition, "etcdserver: not leader");
 pub const BAD_TRANSFEREE: Said = Said(Code::FailedPrecondition, "etcdserver: bad leader transferee");
 pub const TIMED_OUT: Said = Said(Code::Unavailable, "etcdserver: request timed out");
+/// Of a change that found no leader: etcd passes on that its own patience was at an end.
+pub const NOT_PROPOSED: Said = Said(Code::DeadlineExceeded, "context deadline exceeded");
 pub const LEADER_FAILED: Said =
     Said(Code::Unavailable, "etcdserver: request timed out, possibly due to previous leader failure");
 pub const STOPPED: Said = Said(Code::Unavailable, "etcdserver: server stopped");

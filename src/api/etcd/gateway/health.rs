@@ -11,9 +11,10 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use statehouse_kv::messages::RangeRequest;
-use tonic::Status;
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Status};
 
-use super::super::{CLUSTER_VERSION, VERSION};
+use super::super::{CLUSTER_VERSION, VERSION, leader, status};
 use super::with_cors;
 use crate::proto::etcd::etcdserverpb::raw::kv_client::KvClient;
 
@@ -56,8 +57,16 @@ pub async fn version() -> Response {
 /// Whether this node serves reads: its cluster's, or with `?serializable=true` its own.
 pub async fn health(grpc: &Router, uri: Uri) -> Response {
     let own = parameters(&uri).any(|part| part == ("serializable", "true"));
-    let (status, health, reason) = match read(grpc, own).await {
+    let mut request = read_request(own);
+    if !own {
+        // A probe need not wait for a leader to be told that there is none.
+        request.metadata_mut().insert(leader::WISH, MetadataValue::from_static(leader::GRANTED));
+    }
+    let (status, health, reason) = match send(grpc, request).await {
         Ok(()) => (StatusCode::OK, "true", String::new()),
+        Err(why) if why.message() == status::NO_LEADER.text() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "false", "RAFT NO LEADER".to_owned())
+        }
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, "false", format!("RANGE ERROR:{}", why.message())),
     };
     // In this order, as etcd has it: some probes compare text.
@@ -97,8 +106,19 @@ fn parameters(uri: &Uri) -> impl Iterator<Item = (&str, &str)> {
 }
 
 async fn read(grpc: &Router, serializable: bool) -> Result<(), Status> {
-    let request =
-        RangeRequest { key: b"health".into(), count_only: true, serializable, ..Default::default() };
+    send(grpc, read_request(serializable)).await
+}
+
+fn read_request(serializable: bool) -> Request<RangeRequest> {
+    Request::new(RangeRequest {
+        key: b"health".into(),
+        count_only: true,
+        serializable,
+        ..RangeRequest::default()
+    })
+}
+
+async fn send(grpc: &Router, request: Request<RangeRequest>) -> Result<(), Status> {
     let mut client = KvClient::new(grpc.clone());
     match tokio::time::timeout(READ_TIMEOUT, client.range(request)).await {
         Ok(answer) => answer.map(drop),
