@@ -163,6 +163,44 @@ fn a_deterministic_machine_has_a_certificate() {
     assert_eq!(again["cost"]["fuel"], exactly["cost"]["fuel"], "fuel is the same every time");
 }
 
+/// The numbers of a line of a certificate.
+fn numbers(text: &str, line: &str) -> Vec<u64> {
+    let found = text.lines().find_map(|whole| whole.strip_prefix(line)).unwrap_or_else(|| panic!("{text}"));
+    let words = found.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty());
+    words.map(|word| word.parse().expect("a number")).collect()
+}
+
+#[test]
+fn size_and_cost_are_told_and_follow_the_guest_and_its_inputs() {
+    let cost = |guest: &str, commands: &str| {
+        let done = check(guest, &[], commands);
+        let text = done.ok();
+        let size = std::fs::metadata(component(guest)).expect("the guest").len();
+        assert_eq!(numbers(text, "bytes "), [size]);
+        let [median, worst] = numbers(text, "fuel ")[..] else { panic!("two numbers: {text}") };
+        for line in ["fuel ", "time ", "memory "] {
+            let all = numbers(text, line);
+            assert!(all.len() == 2 && all[0] > 0 && all[1] >= all[0], "{line}: {text}");
+        }
+        let memory = numbers(text, "memory ");
+        assert!(memory.iter().all(|bytes| bytes % 65_536 == 0), "whole pages: {text}");
+        (median, worst)
+    };
+    let (short, long) = ("a=b\n".repeat(9), format!("a={}\n", "b".repeat(4_000)).repeat(9));
+    let (of_short, of_long) = (cost("notes", &short), cost("notes", &long));
+    assert!(of_long.0 > of_short.0 + 4_000, "fuel for each byte: {of_short:?} {of_long:?}");
+    // One long command among short ones is what is worst, and no more.
+    let (median, worst) = cost("notes", &(short.clone() + &long[..4_003]));
+    assert_eq!((median, worst >= of_long.0), (of_short.0, true));
+
+    let json = check("notes", &["--json"], &short).json();
+    for what in ["fuel", "time_ns", "memory_bytes"] {
+        let [median, worst] = ["median", "worst"].map(|which| json["cost"][what][which].as_u64());
+        assert!(median > Some(0) && worst >= median, "{what}: {}", json["cost"]);
+    }
+    assert_eq!(json["cost"]["fuel"]["median"], of_short.0);
+}
+
 #[test]
 fn a_certificate_over_refusals_is_worth_a_warning() {
     let done = check("counter", &[], "one\ntwo\n");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::course::{Batching, Course, Plan, Run, Snapshots, run};
+use super::course::{Batching, Course, Plan, Run, Snapshots, Subject, run};
 use super::deed::Deed;
 use super::difference::{self, Difference};
 use super::generate::Chance;
@@ -13,7 +13,7 @@ use crate::error::{Error, Fault};
 use crate::machine::guest::{Input, World};
 use crate::machine::outcome::{HostCode, Outcome};
 use crate::trial::component::{Inspected, engine};
-use crate::wasm::{Codegen, Compiler, Module};
+use crate::wasm::{Codegen, Compiler};
 
 /// Stack of a thread that runs guests: plain code has larger frames.
 const STACK_BYTES: usize = 16 << 20;
@@ -141,7 +141,19 @@ pub fn certify(
     deeds: &[Deed],
     seed: u64,
 ) -> Result<Certificate, Error> {
-    let modules = Modules::load(inspected, compiler)?;
+    let subjects = Subjects::load(inspected, compiler)?;
+    certify_in(&subjects, inspected, configuration, deeds, seed)
+}
+
+/// The same in engines that are there.
+pub(super) fn certify_in(
+    subjects: &Subjects,
+    inspected: &Inspected,
+    configuration: Bytes,
+    deeds: &[Deed],
+    seed: u64,
+) -> Result<Certificate, Error> {
+    let Subjects { first, second, plain } = subjects;
     let mut chance = Chance::of(seed);
     let mut plan = Plan {
         digest: inspected.digest,
@@ -152,15 +164,15 @@ pub fn certify(
         ended: BTreeSet::new(),
         fuel: BTreeMap::new(),
     };
-    let one_each = go(&ONE_EACH, &plan, &modules.first)?;
+    let one_each = go(&ONE_EACH, &plan, first)?;
     plan.learn(&one_each);
-    let long = go(&LONG, &plan, &modules.first)?;
+    let long = go(&LONG, &plan, first)?;
     plan.learn(&long);
-    let snapshots = go(&SNAPSHOTS, &plan, &modules.first)?;
-    let failures = go(&FAILURES, &plan, &modules.first)?;
-    let replica = go(&REPLICA, &plan, &modules.first)?;
-    let another = go(&ANOTHER, &plan, &modules.second)?;
-    let plain = go(&PLAIN, &plan, &modules.plain)?;
+    let snapshots = go(&SNAPSHOTS, &plan, first)?;
+    let failures = go(&FAILURES, &plan, first)?;
+    let replica = go(&REPLICA, &plan, first)?;
+    let another = go(&ANOTHER, &plan, second)?;
+    let other_code = go(&PLAIN, &plan, plain)?;
 
     let world = inspected.world;
     let alone = |run: &Run| compared(run, None, difference::within(run), world);
@@ -174,7 +186,7 @@ pub fn certify(
             way(&failures),
             alone(&replica),
             same(&another),
-            same(&plain),
+            same(&other_code),
         ],
         tally: tally(&one_each),
         cost: cost(&replica),
@@ -196,20 +208,20 @@ fn first_trap(run: &Run) -> Option<String> {
 }
 
 /// The component in the engines that it is run in.
-struct Modules {
-    first: Module,
-    second: Module,
-    plain: Module,
+pub(super) struct Subjects {
+    pub first: Subject,
+    pub second: Subject,
+    pub plain: Subject,
 }
 
-impl Modules {
-    fn load(inspected: &Inspected, compiler: &Compiler) -> Result<Modules, Error> {
+impl Subjects {
+    pub fn load(inspected: &Inspected, compiler: &Compiler) -> Result<Subjects, Error> {
         let optimised = inspected.compile(Codegen::Optimised, compiler)?;
         let plain = inspected.compile(Codegen::Plain, compiler)?;
-        Ok(Modules {
-            first: inspected.load_compiled(&engine(Codegen::Optimised)?, &optimised)?,
-            second: inspected.load_compiled(&engine(Codegen::Optimised)?, &optimised)?,
-            plain: inspected.load_compiled(&engine(Codegen::Plain)?, &plain)?,
+        Ok(Subjects {
+            first: inspected.load_compiled(&engine(Codegen::Optimised)?, &optimised)?.into(),
+            second: inspected.load_compiled(&engine(Codegen::Optimised)?, &optimised)?.into(),
+            plain: inspected.load_compiled(&engine(Codegen::Plain)?, &plain)?.into(),
         })
     }
 }
@@ -228,11 +240,11 @@ impl Plan<'_> {
 }
 
 /// Runs a course on a thread of its own.
-fn go(course: &Course, plan: &Plan, module: &Module) -> Result<Run, Error> {
+fn go(course: &Course, plan: &Plan, subject: &Subject) -> Result<Run, Error> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("trial".into()).stack_size(STACK_BYTES);
         let running = thread
-            .spawn_scoped(scope, || run(course, plan, module))
+            .spawn_scoped(scope, || run(course, plan, subject))
             .map_err(|e| Fault::new(format!("no thread could be started: {e}")))?;
         running.join().unwrap_or_else(|_| {
             Err(Error::Fault(Fault::new(format!("the run {:?} panicked: this is a defect", course.name))))

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::deed::Deed;
 use super::generate::Chance;
-use super::recorder::{Asked, Cut, Ledger, Places, RecordedGuest, Shared, Step, what_became};
+use super::recorder::{Asked, Cut, Ledger, Places, RecordedGuest, Shared, Source, Step, what_became};
 use crate::error::Error;
 use crate::id::{Digest, Index, StateHash};
 use crate::machine::batch::{Act, Grant, Operation};
@@ -126,16 +126,35 @@ pub struct Run {
     pub contradiction: Option<(Step, Step)>,
 }
 
+/// The component in the engine that it is run in.
+#[derive(Clone)]
+pub struct Subject {
+    /// The component.
+    pub module: Module,
+    /// Makes what its instances come from.
+    pub make: MakeSource,
+}
+
+/// Makes a source of instances of a component for the machine with a seed.
+pub type MakeSource = fn(&Module, [u8; 32]) -> Box<dyn Source>;
+
+impl From<Module> for Subject {
+    fn from(module: Module) -> Subject {
+        Subject { module, make: |module, seed| Box::new(module.wasm_guest(seed, GuestSettings::default())) }
+    }
+}
+
 /// Runs a course.
 ///
 /// # Errors
 /// `Invalid` if the machine is not created; `Fault` if this computer fails.
-pub fn run(course: &Course, plan: &Plan, module: &Module) -> Result<Run, Error> {
+pub fn run(course: &Course, plan: &Plan, subject: &Subject) -> Result<Run, Error> {
+    let Subject { module, make: source } = subject.clone();
     let ledger: Shared = Arc::new(Mutex::new(Ledger::new(course.places)));
     let seed = *blake3::hash(&1u64.to_be_bytes()).as_bytes();
     let (guests, notes, clock) = (module.clone(), ledger.clone(), Clock::start());
     let make: MakeGuest = Arc::new(move || -> Box<dyn Guest> {
-        let inner = guests.wasm_guest(seed, GuestSettings::default());
+        let inner = source(&guests, seed);
         Box::new(RecordedGuest { inner, ledger: notes.clone(), clock })
     });
     let host = Host::of_guests(module.world(), plan.digest, make, module.queries(seed), START_MS);

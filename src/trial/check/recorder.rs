@@ -202,10 +202,52 @@ pub fn what_became(ending: &Ending) -> Result<(Outcome, Option<String>), Fault> 
     })
 }
 
+/// An instance whose budget can be set, and that tells what an input used.
+pub trait Metered: Instance {
+    /// Fuel that each input from now on may use.
+    fn set_input_fuel(&mut self, fuel: u64);
+    /// Fuel that the last input used.
+    fn fuel_used(&self) -> u64;
+    /// Memory that it has now.
+    fn memory_bytes(&self) -> usize;
+}
+
+impl Metered for WasmInstance {
+    fn set_input_fuel(&mut self, fuel: u64) {
+        WasmInstance::set_input_fuel(self, fuel);
+    }
+
+    fn fuel_used(&self) -> u64 {
+        WasmInstance::fuel_used(self)
+    }
+
+    fn memory_bytes(&self) -> usize {
+        WasmInstance::memory_bytes(self)
+    }
+}
+
+/// Makes the instances of a component.
+pub trait Source: Send {
+    /// As [`Guest::instance`].
+    fn fresh(&mut self) -> Result<Box<dyn Metered>, Fault>;
+    /// As [`Guest::prepare`].
+    fn prepare(&mut self);
+}
+
+impl Source for WasmGuest {
+    fn fresh(&mut self) -> Result<Box<dyn Metered>, Fault> {
+        Ok(Box::new(WasmGuest::fresh(self)?))
+    }
+
+    fn prepare(&mut self) {
+        Guest::prepare(self);
+    }
+}
+
 /// A component whose instances are recorded.
 pub struct RecordedGuest {
     /// The component.
-    pub inner: WasmGuest,
+    pub inner: Box<dyn Source>,
     /// Where to.
     pub ledger: Shared,
     /// For what inputs cost.
@@ -224,7 +266,7 @@ impl Guest for RecordedGuest {
 }
 
 struct Recorded {
-    inner: WasmInstance,
+    inner: Box<dyn Metered>,
     ledger: Shared,
     clock: Clock,
 }

@@ -1,11 +1,21 @@
 //! Machines that are deterministic, and one of each kind that is not.
 
+use std::cell::Cell;
+
+use super::certificate::Subjects;
+use super::course::Subject;
 use super::difference::{of_replicas, of_ways};
+use super::recorder::{Metered, Source};
 use super::*;
+use crate::error::Fault;
+use crate::machine::frame::Frame;
+use crate::machine::guest::{Ending, Input, Instance, QueryView};
+use crate::machine::outcome::Context;
 use crate::trial::Inspected;
-use crate::wasm::Compiler;
+use crate::wasm::instance::{WasmGuest, WasmInstance};
 use crate::wasm::survey;
 use crate::wasm::testing::{COUNTER, KV, NOTES, component_of, guest_text, resident, stored};
+use crate::wasm::{Compiler, GuestSettings};
 
 fn check(component: &[u8], deeds: &[Deed]) -> Certificate {
     let inspected = Inspected::of(component, &Compiler::InProcess).unwrap();
@@ -290,11 +300,83 @@ fn a_machine_that_is_not_created_gets_no_certificate() {
     assert!(why.contains("not created") && why.contains("whole number"), "{why}");
 }
 
+#[test]
+fn a_guest_that_goes_to_the_end_of_its_stack_is_caught_by_plain_code_alone() {
+    // Calls itself 64 times for each byte of the command. How deep that may go is decided by the size of the
+    // code's frames and of its stack: the engine's, not the guest's.
+    let items = "(func $deep (param $left i32) (result i32)
+        (if (result i32) (local.get $left)
+            (then (i32.add (i32.const 1) (call $deep (i32.sub (local.get $left) (i32.const 1)))))
+            (else (i32.const 0))))";
+    let apply = "(if (i32.eqz (local.get $case)) (then (return (call $ok))))
+        (i32.store (i32.const 128) (call $deep (i32.mul (local.get $b) (i32.const 64))))
+        (call $answer (i32.const 128) (i32.const 4))";
+    let mut lengths: Vec<usize> = (0..20).map(|step| 50 * 6_usize.pow(step) / 5_usize.pow(step)).collect();
+    lengths.retain(|length| *length < 2_000);
+    let deeds: Vec<Deed> = lengths.iter().map(|length| Deed::Command(vec![b'x'; *length].into())).collect();
+    let certificate = check(&stored(&guest_text(items, apply, "(call $ok)")), &deeds);
+    let found = difference(&certificate, "plain code");
+    for run in ["one batch each", "long batches", "snapshots", "failures", "a replica", "another replica"] {
+        agrees(&certificate, run);
+    }
+    // The first command is number 2, after the creation. Some were not deep enough, in both.
+    let at = found.number as usize - 2;
+    assert!(at > 0 && found.input.contains(&"x".repeat(50)), "{found:?}");
+    assert_eq!(found.what, "the outcome");
+    let deep = (lengths[at] as u32 * 64).to_le_bytes();
+    let answered = format!("answered \"{}\"", deep.escape_ascii());
+    let overflowed = |side: &str| side.starts_with("Trapped: ") && side.contains("call stack exhausted");
+    let (expected, found_there) = (found.expected.as_str(), found.found.as_str());
+    assert!(
+        (overflowed(expected) && found_there == answered)
+            || (expected == answered && overflowed(found_there)),
+        "{found:?}"
+    );
+    let plain = certificate.comparisons.iter().find(|comparison| comparison.run == "plain code").unwrap();
+    assert!(plain.hint.contains("end of its stack"), "{plain:?}");
+}
+
+#[test]
+fn the_cost_of_an_input_follows_what_it_does() {
+    // A guest that goes round a loop so often, and takes so many more pages of memory.
+    let costly = |rounds: u32, pages: u32| {
+        let items = "(func $work (param $left i32)
+            (block $done (loop $more
+                (br_if $done (i32.eqz (local.get $left)))
+                (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+                (br $more))))";
+        let apply =
+            format!("(call $work (i32.const {rounds})) (drop (memory.grow (i32.const {pages}))) (call $ok)");
+        let certificate = check(&stored(&guest_text(items, &apply, "(call $ok)")), &commands(&["a"; 9]));
+        holds(&certificate);
+        let Cost { fuel, took_ns, memory_bytes } = certificate.cost;
+        for spread in [fuel, took_ns, memory_bytes] {
+            assert!(spread.median > 0 && spread.worst >= spread.median, "{:?}", certificate.cost);
+        }
+        certificate.cost
+    };
+    let (little, more, most) = (costly(1, 0), costly(1_000, 0), costly(1_000_000, 0));
+    // A round costs the same every time, so what is left without any is the same too.
+    let round = (more.fuel.median - little.fuel.median) / 999;
+    assert!((4..=12).contains(&round), "{round} for a round of a handful of instructions");
+    assert_eq!(most.fuel.median - little.fuel.median, round * 999_999);
+    assert_eq!(little.fuel, Spread { worst: little.fuel.median, ..little.fuel }, "all inputs are alike");
+    // A million rounds take a fraction of a millisecond at the least; one takes some microseconds.
+    assert!(most.took_ns.median > 2 * little.took_ns.median, "{most:?} {little:?}");
+    let spacious = costly(1, 10);
+    assert_eq!(little.memory_bytes.median, 2 << 16);
+    // Instances of batches of several inputs grow with each.
+    assert!(
+        spacious.memory_bytes.median >= 12 << 16 && spacious.memory_bytes.worst > 22 << 16,
+        "{spacious:?}"
+    );
+}
+
 /// What no guest should bring about: the comparisons themselves must see it.
 #[test]
 fn runs_that_differ_in_anything_are_told_apart() {
     let inspected = Inspected::of(COUNTER, &Compiler::InProcess).unwrap();
-    let module = inspected.load(crate::wasm::testing::engine(), &Compiler::InProcess).unwrap();
+    let subject = inspected.load(crate::wasm::testing::engine(), &Compiler::InProcess).unwrap().into();
     let deeds = commands(&["1", "2", "x"]);
     let plan = course::Plan {
         digest: inspected.digest,
@@ -312,7 +394,7 @@ fn runs_that_differ_in_anything_are_told_apart() {
         snapshots: course::Snapshots::Taken,
         failures: false,
     };
-    let run = || course::run(&course, &plan, &module).unwrap();
+    let run = || course::run(&course, &plan, &subject).unwrap();
     let good = run();
     assert_eq!((of_ways(&good, &run()), of_replicas(&good, &run())), (None, None));
     let differs = |change: &dyn Fn(&mut course::Run)| {
@@ -333,4 +415,118 @@ fn runs_that_differ_in_anything_are_told_apart() {
     assert_eq!(halted, both("the machine cannot go on"));
     let event = differs(&|run| drop(run.events.remove(&3)));
     assert_eq!(event, both("its event 1"));
+}
+
+/// What an engine must never do: it keeps how many inputs were cut off on this thread, though their instances
+/// are gone, and answers with that.
+struct Keeping(WasmInstance);
+
+thread_local! {
+    static CUT_OFF: Cell<u32> = const { Cell::new(0) };
+}
+
+impl Instance for Keeping {
+    fn apply(&mut self, frame: Frame, context: Context, input: &Input) -> (Frame, Ending) {
+        let (frame, ending) = self.0.apply(frame, context, input);
+        if matches!(ending, Ending::Exhausted(_)) {
+            CUT_OFF.set(CUT_OFF.get() + 1);
+        }
+        match ending {
+            Ending::Answer(_) => (frame, Ending::Answer(format!("{} cut off", CUT_OFF.get()).into())),
+            ended => (frame, ended),
+        }
+    }
+
+    fn scale_budget(&mut self, factor: u32) {
+        self.0.scale_budget(factor);
+    }
+
+    fn query(&mut self, frame: Frame, view: QueryView, request: &[u8]) -> (Frame, Ending) {
+        self.0.query(frame, view, request)
+    }
+
+    fn save(&mut self, frame: Frame) -> (Frame, Ending) {
+        self.0.save(frame)
+    }
+
+    fn restore(&mut self, frame: Frame) -> (Frame, Ending) {
+        self.0.restore(frame)
+    }
+}
+
+impl Metered for Keeping {
+    fn set_input_fuel(&mut self, fuel: u64) {
+        self.0.set_input_fuel(fuel);
+    }
+
+    fn fuel_used(&self) -> u64 {
+        self.0.fuel_used()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.0.memory_bytes()
+    }
+}
+
+struct KeepingSource(WasmGuest);
+
+impl Source for KeepingSource {
+    fn fresh(&mut self) -> Result<Box<dyn Metered>, Fault> {
+        Ok(Box::new(Keeping(self.0.fresh()?)))
+    }
+
+    fn prepare(&mut self) {}
+}
+
+/// The certificate of a component in engines of which each, or only the plain one, keeps something.
+fn certify_keeping(component: &[u8], deeds: &[Deed], only_plain: bool) -> Certificate {
+    let inspected = Inspected::of(component, &Compiler::InProcess).unwrap();
+    let mut subjects = Subjects::load(&inspected, &Compiler::InProcess).unwrap();
+    let keeping = |subject: &mut Subject| {
+        subject.make =
+            |module, seed| Box::new(KeepingSource(module.wasm_guest(seed, GuestSettings::default())));
+    };
+    keeping(&mut subjects.plain);
+    if !only_plain {
+        keeping(&mut subjects.first);
+        keeping(&mut subjects.second);
+    }
+    certificate::certify_in(&subjects, &inspected, "".into(), deeds, 1).unwrap()
+}
+
+/// No guest has a place where something could outlive its instance, so this is the engine's doing.
+#[test]
+fn what_outlives_an_instance_that_failed_is_caught_by_failures_alone() {
+    let deeds: Vec<Deed> = (0..60).map(|_| Deed::Command("1".into())).collect();
+    let plain = stored(&guest_text("", "(call $ok)", "(call $ok)"));
+    for (component, what) in [
+        // Made again from all of its past, it does not do again what it did first of all.
+        (COUNTER, "in a replay from the same state, the answer, from byte 0 on"),
+        (&*plain, "the answer, from byte 0 on"),
+    ] {
+        let certificate = certify_keeping(component, &deeds, false);
+        for run in
+            ["one batch each", "long batches", "snapshots", "a replica", "another replica", "plain code"]
+        {
+            agrees(&certificate, run);
+        }
+        let found = difference(&certificate, "failures");
+        assert_eq!((found.what.as_str(), found.number == 1), (what, component == COUNTER), "{found:?}");
+        assert_eq!(found.expected, "answered \"0 cut off\"");
+        let more = found.found.strip_prefix("answered \"").and_then(|rest| rest.strip_suffix(" cut off\""));
+        assert!(more.is_some_and(|more| more.parse::<u32>().is_ok_and(|more| more > 0)), "{found:?}");
+    }
+}
+
+#[test]
+fn code_that_comes_to_something_else_is_caught_by_plain_code_alone() {
+    let deeds = commands(&["1", "2"]);
+    let certificate = certify_keeping(COUNTER, &deeds, true);
+    let found = difference(&certificate, "plain code");
+    for run in ["one batch each", "long batches", "snapshots", "failures", "a replica", "another replica"] {
+        agrees(&certificate, run);
+    }
+    assert_eq!((found.number, found.what.as_str()), (1, "the answer, from byte 1 on"));
+    let sides = ("answered \"0\"", "answered \"0 cut off\"");
+    assert_eq!((found.expected.as_str(), found.found.as_str()), sides);
 }
