@@ -41,6 +41,8 @@ mod settings;
 mod soak;
 #[path = "cli/stock.rs"]
 mod stock;
+#[path = "cli/terminal.rs"]
+mod terminal;
 #[path = "../src/wasm/testing/text.rs"]
 #[expect(dead_code, reason = "the tests inside the crate use the rest of it")]
 mod text;

@@ -122,7 +122,11 @@ impl Session {
             // Without a terminal to write to, nobody reads the prompt either.
             let _ = out.write_all(b"> ").and_then(|()| out.flush());
             drop(out);
-            let Some(line) = lines.next() else { return Ok(()) };
+            let Some(line) = lines.next() else {
+                // The prompt stands on the line where the shell goes on.
+                output::tell("");
+                return Ok(());
+            };
             match self.line(&line.context("cannot read standard input")?) {
                 Ok(Next::Line) => {}
                 Ok(Next::End) => return Ok(()),
