@@ -5,7 +5,7 @@ use crate::id::{Digest, Index, Revision};
 use crate::machine::batch::{Act, Grant, Operation};
 use crate::machine::outcome::{HostCode, Outcome};
 use crate::machine::view::Table;
-use crate::wasm::testing::{self, COUNTER, KV, NOTES, guest_text, load, stored};
+use crate::wasm::testing::{self, COUNTER, KV, NOTES, component_of, guest_text, load, stored};
 
 pub fn host(bytes: &[u8], configuration: &'static str) -> Host {
     let mut host = Host::of_module(&load(bytes), Digest::of(bytes), START_MS);
@@ -80,7 +80,35 @@ fn what_is_no_component_is_refused_in_the_words_of_an_upload() {
     let never = stored(&guest_text("(func $start unreachable) (start $start)", "(call $ok)", "(call $ok)"));
     let inspected = Inspected::of(&never, &compiler).unwrap();
     let why = inspected.load(testing::engine(), &compiler).err().expect("it traps").to_string();
-    assert!(why.contains("cannot be instantiated"), "{why}");
+    for part in ["cannot be instantiated", "500000000 of fuel", "leave it to the input `created`"] {
+        assert!(why.contains(part), "{part:?} is not in {why}");
+    }
+}
+
+/// A clock that tells its time in another way than WASI's.
+const OTHER_CLOCK: &str = "
+package test:guest;
+
+world guest {
+  include statehouse:machine/stored@0.1.0;
+  import wasi:clocks/wall-clock@0.2.6;
+}
+
+package wasi:clocks@0.2.6 {
+  interface wall-clock { now: func() -> u64; }
+}
+";
+
+#[test]
+fn an_interface_of_wasi_with_other_types_is_refused_by_name_with_what_to_do() {
+    let items = "(import \"wasi:clocks/wall-clock@0.2.6\" \"now\" (func $now (result i64)))";
+    let text = guest_text(items, "(drop (call $now)) (call $ok)", "(call $ok)");
+    let compiler = crate::wasm::Compiler::InProcess;
+    let inspected = Inspected::of(&component_of(&text, &[OTHER_CLOCK], "guest"), &compiler).unwrap();
+    let why = inspected.load(testing::engine(), &compiler).err().expect("it is not linked").to_string();
+    for part in ["wasi:clocks/wall-clock@0.2.6", "does not fit the contract", "as they are published"] {
+        assert!(why.contains(part), "{part:?} is not in {why}");
+    }
 }
 
 /// Grants itself a lease of 10 s at each command and attaches the key `k`; writes down each end.

@@ -12,6 +12,7 @@ use super::bindings::{resident, stored};
 use super::data::Data;
 use super::engine::Engine;
 use super::instance::{GuestSettings, Live, WasmGuest};
+use super::limits::INSTANTIATION_FUEL;
 use super::query::QueryPool;
 use super::{host, wasi};
 use crate::error::Fault;
@@ -29,6 +30,13 @@ pub enum LoadError {
     /// This computer failed.
     #[error(transparent)]
     Fault(#[from] Fault),
+}
+
+fn unlinked(error: &wasmtime::Error) -> String {
+    format!(
+        "the module does not fit the contract: {error:#}; build it with the machine.wit of this version and \
+         interfaces of WASI 0.2 as they are published"
+    )
 }
 
 /// A module that is ready to make instances. Clones share it.
@@ -64,8 +72,7 @@ impl Module {
         let component = component.map_err(|e| {
             LoadError::Stale(format!("the compiled module {} cannot be loaded: {e:#}", artefact.display()))
         })?;
-        let exports = link(engine, &component, world)
-            .map_err(|e| LoadError::Rejected(format!("the module does not fit the contract: {e:#}")))?;
+        let exports = link(engine, &component, world).map_err(|e| LoadError::Rejected(unlinked(&e)))?;
         Ok(Module { shared: Arc::new(Shared { engine: engine.clone(), exports }) })
     }
 
@@ -74,7 +81,10 @@ impl Module {
     pub fn try_instance(&self) -> Result<(), LoadError> {
         let live = Live::make(self, [0; 32], self.engine().settings().memory_bytes_max)?;
         match live.broken() {
-            Some(why) => Err(LoadError::Rejected(format!("the module cannot be used: {why}"))),
+            Some(why) => Err(LoadError::Rejected(format!(
+                "the module cannot be used: {why}; what it does before its first input must end within \
+                 {INSTANTIATION_FUEL} of fuel and without a trap: leave it to the input `created`"
+            ))),
             None => Ok(()),
         }
     }
