@@ -150,10 +150,10 @@ async fn keep_alive(client: &Client, machine: &str, ids: &[u64]) -> anyhow::Resu
 }
 
 /// How often a lease is renewed within its time.
-pub const RENEWALS: u32 = 3;
+const RENEWALS: u32 = 3;
 
 /// How long to wait before what failed is tried again.
-pub const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(200);
 
 fn have_ended(ids: &[u64]) -> anyhow::Error {
     let list: Vec<String> = ids.iter().map(ToString::to_string).collect();

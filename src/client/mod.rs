@@ -47,6 +47,7 @@
 //! # }
 //! ```
 
+mod kept_lease;
 mod leaders;
 mod leases;
 mod members;
@@ -67,6 +68,7 @@ use bytes::Bytes;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
+pub use self::kept_lease::KeptLease;
 use self::leaders::Leaders;
 pub use self::leases::{KeepAliveAnswers, KeepAliveSender};
 pub use self::session::{Session, SessionOptions};

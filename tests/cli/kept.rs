@@ -12,6 +12,7 @@ use statehouse::proto::v1::watch_request::Request as Asked;
 use statehouse::proto::v1::watch_response::Response as Told;
 use statehouse::proto::v1::watches_client::WatchesClient;
 
+use super::killed::{ports, serve, wait_for_replicas};
 use super::process::{Node, directory};
 
 /// How long anything here may take.
@@ -176,4 +177,56 @@ async fn history_that_is_kept_for_bytes_or_for_a_time_is_told_with_its_first_rev
         let shown = node.run(["watch", machine, "--from", "2"]);
         shown.failed(1, &["revision 2", "first"]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_lease_outlives_its_nodes_and_its_client_knows_when_it_may_have_ended() {
+    const TTL: Duration = Duration::from_secs(4);
+    let directory = directory();
+    let ports = [ports(), ports(), ports()];
+    let start = |number| Node::start(&mut serve(directory.path(), number, &ports));
+    let mut nodes: Vec<Option<Node>> = (0..3).map(|number| Some(start(number))).collect();
+    let addresses: Vec<String> = nodes.iter().flatten().map(|node| node.client.clone()).collect();
+    let first = nodes[0].as_ref().unwrap();
+    first.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "120"]).ok();
+    wait_for_replicas(first, "kv");
+    let client = Client::connect(&addresses).await.unwrap();
+    let lease = client.keep_lease("kv", TTL, None).await.unwrap();
+    let other = client.keep_lease("kv", TTL, Some(77)).await.unwrap();
+    // Each node once, so the one that leads and the one that is asked are among them; longer than it lives.
+    for killed in [0, 1, 2] {
+        nodes[killed].take().expect("it runs").kill();
+        tokio::time::sleep(TTL / 2).await;
+        nodes[killed] = Some(start(killed));
+        wait_for_replicas(nodes[killed].as_ref().unwrap(), "kv");
+        client.lease("kv", lease.id()).await.expect("it lives");
+    }
+    // Somebody else ends one of them.
+    client.revoke_lease("kv", 77).await.unwrap();
+    let why = tokio::time::timeout(TTL, other.ended()).await.expect("it is noticed with the next renewal");
+    assert!(matches!(&why, Error::NotFound(text) if text.contains("77")), "{why:?}");
+    other.revoke().await.expect("it has ended already");
+    // Nobody can say whether it lives when a majority is gone: the client counts its time.
+    for number in [0, 1] {
+        nodes[number].take().expect("it runs").kill();
+    }
+    let begun = std::time::Instant::now();
+    let why = tokio::time::timeout(PATIENCE, lease.ended()).await.expect("in time");
+    assert!(matches!(&why, Error::Unavailable(text) if text.contains("4s")), "{why:?}");
+    assert!(
+        begun.elapsed() > TTL / 3 && begun.elapsed() <= TTL + Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    for number in [0, 1] {
+        nodes[number] = Some(start(number));
+    }
+    let id = lease.id();
+    drop(lease);
+    let gone = async {
+        while !matches!(client.lease("kv", id).await, Err(Error::NotFound(_))) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("a lease that nobody keeps ends");
 }

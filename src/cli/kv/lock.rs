@@ -30,14 +30,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{revision_of, span};
 use crate::cli::ExitCode;
-use crate::cli::lease::{PAUSE, RENEWALS};
 use crate::cli::{Global, duration, output};
-use crate::client::Client;
+use crate::client::{Client, KeptLease};
 use crate::error::Error;
 use crate::id::Revision;
 use crate::machine::outcome::Outcome;
 use crate::node::request::{Consistency, KeySpan, Selection, WatchSpec, Watched};
-use crate::time::Clock;
 
 /// Between two looks at the queue, while it cannot be watched.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -74,13 +72,13 @@ pub struct Lock {
 impl Lock {
     pub async fn run(self, global: &Global, machine: &str) -> anyhow::Result<ExitCode> {
         let ttl = Duration::from_millis(self.ttl);
-        let mut grip = Grip::new(global.client()?, machine, ttl).await?;
-        let held = self.take_and_run(&mut grip).await;
+        let grip = Grip::new(global.client()?, machine, ttl).await?;
+        let held = self.take_and_run(&grip).await;
         grip.let_go().await;
         held
     }
 
-    async fn take_and_run(&self, grip: &mut Grip) -> anyhow::Result<ExitCode> {
+    async fn take_and_run(&self, grip: &Grip) -> anyhow::Result<ExitCode> {
         let mut stop = Stop::new()?;
         let patience = self.wait.map(Duration::from_millis);
         let taken = tokio::select! {
@@ -95,7 +93,7 @@ impl Lock {
                 self.wait.unwrap_or_default()
             );
         };
-        let child = self.start(&taken, grip.lease)?;
+        let child = self.start(&taken, grip.lease.id())?;
         watch_over(child, grip, &mut stop).await
     }
 
@@ -125,83 +123,35 @@ struct Taken {
     token: i64,
 }
 
-/// A lease that is kept alive.
+/// The place of one that wants the lock, or has it.
 struct Grip {
     client: Client,
     machine: String,
-    lease: u64,
-    ttl: Duration,
-    clock: Clock,
-    /// Until when nobody else can have it, by the clock: the time of a lease counts from when its renewal was
-    /// sent.
-    safe_until: Duration,
-    /// When to renew it next.
-    renew_at: Duration,
+    lease: KeptLease,
 }
 
 impl Grip {
     async fn new(client: Client, machine: &str, ttl: Duration) -> anyhow::Result<Grip> {
-        let clock = Clock::start();
-        let lease = client.grant_lease(machine, ttl, None).await?;
-        let machine = machine.to_owned();
-        Ok(Grip { client, machine, lease, ttl, clock, safe_until: ttl, renew_at: ttl / RENEWALS })
-    }
-
-    fn now(&self) -> Duration {
-        Duration::from_nanos(self.clock.elapsed_ns())
-    }
-
-    /// Keeps the lease alive for as long as it can be. Ends with why it cannot any more. May be dropped while
-    /// it waits, and called again.
-    async fn slips(&mut self) -> String {
-        loop {
-            let now = self.now();
-            if now >= self.safe_until {
-                return format!("it could not be kept alive for {:?}", self.ttl);
-            }
-            tokio::time::sleep(self.renew_at.min(self.safe_until).saturating_sub(now)).await;
-            let sent = self.now();
-            if sent >= self.safe_until {
-                continue;
-            }
-            let lease = [self.lease];
-            // One that hangs must leave time for another.
-            let client = self.client.clone().with_timeout(self.ttl / RENEWALS);
-            let renewing = client.renew_leases(&self.machine, &lease);
-            match tokio::time::timeout(self.safe_until - sent, renewing).await {
-                Ok(Ok(lives)) if lives == [None] => return "its lease has ended".into(),
-                Ok(Ok(_)) => {
-                    self.safe_until = sent + self.ttl;
-                    self.renew_at = sent + self.ttl / RENEWALS;
-                }
-                Ok(Err(why)) => {
-                    tracing::warn!(%why, "the lock could not be kept alive: again");
-                    self.renew_at = self.now() + PAUSE.min(self.ttl / (2 * RENEWALS));
-                }
-                Err(_) => {}
-            }
-        }
+        let lease = client.keep_lease(machine, ttl, None).await?;
+        Ok(Grip { client, machine: machine.to_owned(), lease })
     }
 
     /// Waits for the lock's turn.
-    async fn take(&mut self, name: &OsString) -> anyhow::Result<Taken> {
+    async fn take(&self, name: &OsString) -> anyhow::Result<Taken> {
         let prefix = [name.as_bytes(), b"/"].concat();
-        let key = [prefix.as_slice(), format!("{:016x}", self.lease).as_bytes()].concat();
+        let lease = self.lease.id();
+        let key = [prefix.as_slice(), format!("{lease:016x}").as_bytes()].concat();
         let queue = Queue { client: self.client.clone(), machine: self.machine.clone(), prefix, key };
-        let lease = self.lease as i64;
-        let taking = queue.take(lease);
-        tokio::pin!(taking);
         tokio::select! {
-            taken = &mut taking => taken,
-            why = self.slips() => Err(anyhow::anyhow!("the place in the queue was lost: {why}")),
+            taken = queue.take(lease as i64) => taken,
+            why = self.lease.ended() => Err(anyhow::anyhow!("the place in the queue was lost: {why}")),
         }
     }
 
     /// Ends the lease, so that the next one need not wait for its time to pass.
-    async fn let_go(&self) {
-        match self.client.revoke_lease(&self.machine, self.lease).await {
-            Ok(()) | Err(Error::NotFound(_)) => {}
-            Err(why) => tracing::warn!(%why, "the lock is free only when its time is over"),
+    async fn let_go(self) {
+        if let Err(why) = self.lease.revoke().await {
+            tracing::warn!(%why, "the lock is free only when its time is over");
         }
     }
 }
@@ -330,7 +280,7 @@ impl Queue {
             return Err(why.into());
         }
         tracing::warn!(%why, "the lock could not be asked for: again");
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(LOOK_INTERVAL).await;
         Ok(())
     }
 }
@@ -369,11 +319,11 @@ impl Stop {
 }
 
 /// Waits for the command's end, keeping the lock meanwhile; a signal to end is passed on.
-async fn watch_over(mut child: Child, grip: &mut Grip, stop: &mut Stop) -> anyhow::Result<ExitCode> {
+async fn watch_over(mut child: Child, grip: &Grip, stop: &mut Stop) -> anyhow::Result<ExitCode> {
     let lost = loop {
         tokio::select! {
             ended = child.wait() => return Ok(code_of(ended?)),
-            why = grip.slips() => break why,
+            why = grip.lease.ended() => break why,
             // A terminal sends the first to the command as well.
             signal = stop.asked() => if signal == Signal::TERM { tell(&child, signal) },
         }
