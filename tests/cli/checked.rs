@@ -258,6 +258,23 @@ fn all_that_is_refused_is_named_with_what_to_do_beside_what_the_component_is() {
 }
 
 #[test]
+fn what_is_over_a_bound_is_told_with_the_limit_beside_its_names() {
+    let text =
+        format!("(component (import \"wasi:cli/stdin@0.2.6\" (instance)) {})", "(component)".repeat(101));
+    let done = check_text(&text, &[]);
+    assert_eq!((done.code, done.stderr.as_str()), (1, ""), "{done:?}");
+    for part in [
+        "world     stored",
+        "import    wasi:cli/stdin@0.2.6: reads its input",
+        "REFUSED   the module has 101 components, at most 100 are allowed: compose it of fewer",
+        "NOT a machine",
+    ] {
+        assert!(done.text().contains(part), "{part:?} is not in {}", done.text());
+    }
+    assert_eq!(check_text(&text, &["--json"]).json()["features"], Value::Null);
+}
+
+#[test]
 fn what_is_refused_is_told_as_json_too() {
     let done = check_text(UNFIT, &["--json"]);
     assert_eq!(done.code, 1, "{done:?}");
@@ -346,4 +363,28 @@ fn chance_is_told_and_a_generator_that_is_kept_is_caught() {
     let parts =
         ["asks for random bytes: gets a stream made of", "DIFFERS   long batches", "generator's seed"];
     caught("randomness", &"1000000\n".repeat(8), &parts);
+}
+
+#[test]
+fn a_guest_that_goes_to_the_end_of_its_stack_is_caught_in_plain_code_alone() {
+    // Each a fifth longer than the one before: somewhere between, one kind of code is at its end and the
+    // other is not.
+    let depths = std::iter::successors(Some(2_000usize), |depth| Some(depth * 6 / 5));
+    let texts = depths.take(20).map(|depth| format!("{}{}\n", "(".repeat(depth), ")".repeat(depth)));
+    let commands: String = texts.collect();
+    let parts = [
+        "ok        one batch each",
+        "ok        long batches",
+        "ok        snapshots",
+        "ok        failures",
+        "DIFFERS   plain code",
+        "a replica   answered",
+        "plain code  Trapped: ",
+        "call stack exhausted",
+        "does it go to the end of its stack?",
+    ];
+    let done = caught("stack", &commands, &parts);
+    // The first one is not deep enough for either.
+    let at = numbers(done.text(), "          at input ");
+    assert!(at[0] > 2 && at[0] < 20, "{}", done.text());
 }

@@ -7,7 +7,8 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::process::{component, program, run_with, wait};
+use super::process::{Node, component, directory, program, run_with, wait};
+use super::text::slow_component;
 
 /// How long anything here may take: a compilation gives way to everything else on the computer.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -171,4 +172,24 @@ fn progress_is_shown_on_a_terminal_and_to_nobody_else() {
     assert!(!piped.ok().contains("compiling") && !piped.text().contains('\u{1b}'), "{piped:?}");
     let piped = run_with(program().args(["module", "run", &component("counter")]), b"apply 1\n");
     assert_eq!((piped.ok(), piped.stderr.as_str()), ("1", ""));
+}
+
+#[test]
+fn a_push_tells_on_a_terminal_that_the_node_compiles() {
+    let directory = directory();
+    let node = Node::serve(&directory.path().join("data"), &[]);
+    let file = directory.path().join("slow.wasm");
+    std::fs::write(&file, slow_component(1, 20_000)).expect("it is written");
+    let push = ["module", "push", file.to_str().expect("text")];
+    let mut terminal = Terminal::start(&mut node.command(push));
+    let told = "the node checks and compiles it";
+    let before = terminal.wait_for(told);
+    assert!(before.contains("slow.wasm"), "what is sent is named first: {before:?}");
+    // It moves while it is waited for.
+    terminal.wait_for(told);
+    let (code, shown) = terminal.end();
+    assert_eq!(code, Some(0), "{shown:?}");
+    let last = shown.trim_end().lines().last().expect("the digest").to_owned();
+    let digest = last.rsplit(CLEAR_LINE).next().expect("the end of it").trim();
+    assert!(digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()), "{shown:?}");
 }

@@ -126,6 +126,14 @@ fn is_refused(import: &str, rejected: &[Rejected]) -> bool {
     rejected.iter().filter(of_import).any(|why| why.name() == Some(import))
 }
 
+/// The features that it uses; nothing of what is over a bound, where to look for them could take minutes.
+fn features(inspected: &Inspected, rejected: &[Rejected]) -> anyhow::Result<Option<Vec<String>>> {
+    if rejected.iter().any(|why| matches!(why, Rejected::OverBound { .. })) {
+        return Ok(None);
+    }
+    Ok(Some(survey::features(&inspected.component)?))
+}
+
 /// What is worth a warning, though it is no difference.
 fn warnings(tally: &Tally) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -159,8 +167,10 @@ fn show_component(inspected: &Inspected, rejected: &[Rejected]) -> anyhow::Resul
     for export in &inspected.exports {
         output::line(format_args!("export    {}", output::printable(export.as_bytes())))?;
     }
-    let features = survey::features(&inspected.component)?;
-    Ok(output::line(format_args!("features  {}", features.join(", ")))?)
+    if let Some(features) = features(inspected, rejected)? {
+        output::line(format_args!("features  {}", features.join(", ")))?;
+    }
+    Ok(())
 }
 
 fn show_certificate(inputs: &Inputs, certificate: &Certificate) -> anyhow::Result<()> {
@@ -232,7 +242,7 @@ fn component_json(inspected: &Inspected, rejected: &[Rejected]) -> anyhow::Resul
         "world": inspected.world.name(),
         "imports": imports,
         "exports": inspected.exports,
-        "features": survey::features(&inspected.component)?,
+        "features": features(inspected, rejected)?,
         "refused": refused,
     }))
 }

@@ -80,7 +80,7 @@ pub fn inspect<'a>(bytes: &'a [u8], limits: &Limits, compiler: &Compiler) -> Res
 /// The same, for showing what a component is although it is refused.
 ///
 /// # Errors
-/// If these bytes are no component, or one over the [`Limits`]: then nothing else is known of it.
+/// If these bytes are no component, or a larger one than may be: then nothing else is known of it.
 pub fn look<'a>(bytes: &'a [u8], limits: &Limits, compiler: &Compiler) -> Result<Look<'a>, Rejected> {
     // A thread of its own: with the stack that nested types may need, and so that a panic in a parser of
     // hostile bytes is an answer and not the end of the caller.
@@ -100,8 +100,14 @@ fn look_here<'a>(bytes: &'a [u8], limits: &Limits, compiler: &Compiler) -> Resul
         Kind::CoreModule => Cow::Owned(convert(bytes, limits, compiler)?),
     };
     check_size(&component, limits)?;
-    bounds::check(&component, limits)?;
-    let world::Comparison { world, imports, exports, rejected } = world::compare(&component)?;
+    let world::Comparison { world, imports, exports, rejected } = match bounds::check(&component, limits) {
+        Ok(()) => world::compare(&component)?,
+        // To validate it could take minutes, or more stack than there is: only its names are read.
+        Err(over @ Rejected::OverBound { .. }) => {
+            world::Comparison { rejected: vec![over], ..world::by_names(&component)?.0 }
+        }
+        Err(why) => return Err(why),
+    };
     let wasi = imports.iter().any(|name| name.starts_with("wasi:"));
     Ok(Look { inspected: Inspected { component, world, wasi, imports, exports }, rejected })
 }

@@ -27,9 +27,8 @@ pub struct Comparison {
 
 /// Validates a component and compares it with the world that it seems to be for.
 pub fn compare(component: &[u8]) -> Result<Comparison, Rejected> {
-    let Names { imports, exports, shared_libraries } = names_of(component)?;
-    let resident = |name: &String| name.starts_with("statehouse:machine/snapshot");
-    let world = if imports.iter().chain(&exports).any(resident) { World::Resident } else { World::Stored };
+    let (named, shared_libraries) = by_names(component)?;
+    let Comparison { world, imports, exports, .. } = named;
 
     // One validator for both, because it can compare only types that it has seen itself.
     let mut validator = Validator::new_with_features(engine::features());
@@ -51,6 +50,15 @@ pub fn compare(component: &[u8]) -> Result<Comparison, Rejected> {
         },
     };
     Ok(Comparison { world, imports, exports, rejected })
+}
+
+/// What a component is by the names of its imports and exports, which nothing is compared with; and whether
+/// it is made of shared libraries.
+pub fn by_names(component: &[u8]) -> Result<(Comparison, bool), Rejected> {
+    let Names { imports, exports, shared_libraries } = names_of(component)?;
+    let resident = |name: &String| name.starts_with("statehouse:machine/snapshot");
+    let world = if imports.iter().chain(&exports).any(resident) { World::Resident } else { World::Stored };
+    Ok((Comparison { world, imports, exports, rejected: Vec::new() }, shared_libraries))
 }
 
 /// The contract as a component whose exports are its worlds.
