@@ -21,7 +21,7 @@ use statehouse::proto::etcd::v3lockpb as lock;
 use statehouse::proto::etcd::v3lockpb::lock_client::LockClient;
 use statehouse_kv::messages::{
     CompactionRequest, DeleteRangeRequest, EventType, PutRequest, RangeRequest, Request, RequestOp,
-    TxnRequest,
+    SortOrder, TxnRequest,
 };
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
@@ -48,6 +48,10 @@ fn put(key: &str, value: &str) -> PutRequest {
 
 fn get(key: &str) -> RangeRequest {
     RangeRequest { key: key.into(), ..RangeRequest::default() }
+}
+
+fn everything() -> RangeRequest {
+    RangeRequest { key: vec![0], range_end: vec![0], ..RangeRequest::default() }
 }
 
 #[track_caller]
@@ -231,13 +235,16 @@ async fn more_than_the_machine_answers_at_once_is_put_together() {
     for number in 0..9 {
         kv.put(put(&format!("k{number}"), &value)).await.expect("put");
     }
-    let all = RangeRequest { key: vec![0], range_end: vec![0], ..RangeRequest::default() };
+    let all = everything();
     let found = kv.range(all.clone()).await.expect("found").into_inner();
     assert_eq!((found.kvs.len(), found.count, found.more), (9, 9, false));
     assert!(found.kvs.iter().enumerate().all(|(n, kv)| kv.key == format!("k{n}").into_bytes()));
     let found = kv.range(RangeRequest { limit: 8, ..all }).await.expect("found").into_inner();
     assert_eq!((found.kvs.len(), found.count, found.more), (8, 9, true));
     assert_eq!(found.header.expect("a header").revision, 10);
+    let downwards = RangeRequest { sort_order: SortOrder::Descend.into(), ..everything() };
+    let text = "statehouse: the answer is over 4194304 bytes: set a limit and continue after the last key";
+    said(kv.range(downwards).await, Code::ResourceExhausted, text);
 
     // While others write it is still one state, and its header says which: clients watch from there on.
     let (stop, mut stopped) = tokio::sync::oneshot::channel();
@@ -251,8 +258,7 @@ async fn more_than_the_machine_answers_at_once_is_put_together() {
         written
     });
     for _ in 0..10 {
-        let all = RangeRequest { key: vec![0], range_end: vec![0], ..RangeRequest::default() };
-        let found = kv.range(all).await.expect("found").into_inner();
+        let found = kv.range(everything()).await.expect("found").into_inner();
         let revision = found.header.expect("a header").revision;
         assert_eq!(found.kvs.len() as i64, revision - 1, "each key has a revision of its own");
     }

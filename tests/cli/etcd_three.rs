@@ -1,9 +1,11 @@
 //! etcd's API on three nodes: what the one that is left of them answers, and how leadership and members
 //! change. As etcd does; what can be shown without it.
 
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::stream::{self, Stream};
+use futures_util::{FutureExt, StreamExt};
 use statehouse::proto::etcd::etcdserverpb as pb;
 use statehouse::proto::etcd::etcdserverpb::cluster_client::ClusterClient;
 use statehouse::proto::etcd::etcdserverpb::lease_client::LeaseClient;
@@ -14,13 +16,18 @@ use statehouse::proto::etcd::etcdserverpb::watch_request::RequestUnion;
 use statehouse_kv::messages::{PutRequest, RangeRequest, Request as Step, RequestOp, TxnRequest};
 use tempfile::TempDir;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status};
 
 use super::killed::{ports, serve, wait_for_replicas};
 use super::process::{Node, directory, page};
 
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+const NO_LEADER: &str = "etcdserver: no leader";
+
+/// The answers of a stream, whatever they say.
+type Told = Pin<Box<dyn Stream<Item = Result<(), Status>>>>;
 
 /// Three nodes as processes, each with etcd's API and a replica of `kv`.
 struct Three {
@@ -94,11 +101,11 @@ fn led<T>(message: T) -> Request<T> {
 }
 
 /// Messages of a client that says no more, but does not leave.
-fn on_and_on<T: Send + 'static>(first: T) -> impl futures_util::Stream<Item = T> + Send + 'static {
+fn on_and_on<T: Send + 'static>(first: T) -> impl Stream<Item = T> + Send + 'static {
     stream::iter([first]).chain(stream::pending())
 }
 
-fn watch() -> impl futures_util::Stream<Item = pb::WatchRequest> + Send + 'static {
+fn watch() -> impl Stream<Item = pb::WatchRequest> + Send + 'static {
     let create = pb::WatchCreateRequest { key: "a".into(), ..pb::WatchCreateRequest::default() };
     on_and_on(pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) })
 }
@@ -110,7 +117,7 @@ fn said<T: std::fmt::Debug>(answer: Result<Response<T>, Status>, code: Code, tex
 }
 
 /// The status that a stream ends with.
-async fn end<T: std::fmt::Debug>(mut stream: Streaming<T>) -> Status {
+async fn end(mut stream: Told) -> Status {
     let ended = async {
         loop {
             match stream.next().await.expect("a status at the end") {
@@ -124,12 +131,53 @@ async fn end<T: std::fmt::Debug>(mut stream: Streaming<T>) -> Status {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_of_three_nodes_answers_what_needs_no_leader_and_says_what_does() {
+    only_the_last_is_left(0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_does_a_leader_that_lost_the_others() {
+    only_the_last_is_left(2).await;
+}
+
+/// Two nodes are killed while one of the three leads.
+async fn only_the_last_is_left(leader: usize) {
     let mut three = Three::start().await;
+    let (id, _) = three.leader(leader).await;
+    wait_until("the leader leads", async || {
+        let (_, leads) = three.leader(leader).await;
+        let mut moved = leads == id;
+        for node in 0..3 {
+            // Refused by who does not lead, and as long as the next leader has not caught up.
+            moved |= three.move_leader(node, id).await.is_ok();
+        }
+        moved
+    })
+    .await;
     three.kv(0).put(put()).await.expect("put");
-    let last = three.channels[2].clone();
     let found = || async { three.kv(2).range(get(true)).await.expect("answered").into_inner().count == 1 };
     wait_until("the key is on the last node", async || found().await).await;
+    let last = three.channels[2].clone();
+    let [renewed, watched, mut patient] = streams(&last).await;
+    let of_last = three.nodes[2].etcd[0].clone();
+    let serves = (200, r#"{"health":"true","reason":""}"#.to_owned());
+    assert_eq!(page(&of_last, "/health"), serves);
 
+    three.nodes.drain(..2).for_each(Node::kill);
+    for status in [end(renewed).await, end(watched).await] {
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, NO_LEADER));
+    }
+    // Who did not ask for a leader waits for one.
+    assert!(patient.next().now_or_never().is_none(), "a watch that waits was ended");
+    let cut_off = (503, r#"{"health":"false","reason":"RAFT NO LEADER"}"#.to_owned());
+    assert_eq!(page(&of_last, "/health"), cut_off);
+    assert_eq!(page(&of_last, "/health?serializable=true"), serves);
+    what_wants_a_leader_is_refused(&last).await;
+    what_needs_no_leader_is_answered(&last).await;
+    what_waits_for_a_leader_times_out(&last).await;
+}
+
+/// Renewals and a watch that want a leader, and a watch that does not. Each was answered once.
+async fn streams(last: &Channel) -> [Told; 3] {
     let mut leases = LeaseClient::new(last.clone());
     let lease = leases.lease_grant(pb::LeaseGrantRequest { ttl: 600, id: 7 }).await.expect("granted");
     let renewal = pb::LeaseKeepAliveRequest { id: lease.into_inner().id };
@@ -140,39 +188,38 @@ async fn the_last_of_three_nodes_answers_what_needs_no_leader_and_says_what_does
     assert!(watched.next().await.expect("an answer").expect("no error").created);
     let mut patient = watches.watch(watch()).await.expect("a stream").into_inner();
     assert!(patient.next().await.expect("an answer").expect("no error").created);
+    let renewed = renewed.map(|answer| answer.map(drop));
+    let [watched, patient] = [watched, patient].map(|stream| stream.map(|answer| answer.map(drop)));
+    [Box::pin(renewed), Box::pin(watched), Box::pin(patient)]
+}
 
-    let of_last = three.nodes[2].etcd[0].clone();
-    let serves = (200, r#"{"health":"true","reason":""}"#.to_owned());
-    assert_eq!(page(&of_last, "/health"), serves);
+async fn what_wants_a_leader_is_refused(last: &Channel) {
+    let mut kv = KvClient::new(last.clone());
+    said(kv.range(led(get(true))).await, Code::Unavailable, NO_LEADER);
+    said(kv.put(led(put())).await, Code::Unavailable, NO_LEADER);
+    let leases = LeaseClient::new(last.clone()).lease_leases(led(pb::LeaseLeasesRequest {})).await;
+    said(leases, Code::Unavailable, NO_LEADER);
+    let watching = WatchClient::new(last.clone()).watch(led(watch())).await;
+    said(watching, Code::Unavailable, NO_LEADER);
+}
 
-    three.nodes.drain(..2).for_each(Node::kill);
-    for status in [end(renewed).await, end(watched).await] {
-        assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
-    }
-    // Who did not ask for a leader waits for one.
-    assert!(patient.next().now_or_never().is_none(), "a watch that waits was ended");
-
-    let (unavailable, no_leader) = (Code::Unavailable, "etcdserver: no leader");
-    said(three.kv(2).range(led(get(true))).await, unavailable, no_leader);
-    said(three.kv(2).put(led(put())).await, unavailable, no_leader);
-    said(leases.lease_leases(led(pb::LeaseLeasesRequest {})).await, unavailable, no_leader);
-    said(watches.watch(led(watch())).await, unavailable, no_leader);
-
-    let cut_off = (503, r#"{"health":"false","reason":"RAFT NO LEADER"}"#.to_owned());
-    assert_eq!(page(&of_last, "/health"), cut_off);
-    assert_eq!(page(&of_last, "/health?serializable=true"), serves);
-
-    let stale = three.kv(2).range(get(true)).await.expect("answered").into_inner();
+async fn what_needs_no_leader_is_answered(last: &Channel) {
+    let mut kv = KvClient::new(last.clone());
+    let stale = kv.range(get(true)).await.expect("answered").into_inner();
     assert_eq!(stale.kvs[0].value, b"1");
-    let stale = three.kv(2).txn(txn(&[get(true), get(true)])).await.expect("answered").into_inner();
+    let stale = kv.txn(txn(&[get(true), get(true)])).await.expect("answered").into_inner();
     assert_eq!((stale.succeeded, stale.responses.len()), (true, 2));
-    let mut cluster = ClusterClient::new(last);
     let asked = pb::MemberListRequest { linearizable: false };
-    assert_eq!(cluster.member_list(asked).await.expect("listed").into_inner().members.len(), 3);
+    let listed = ClusterClient::new(last.clone()).member_list(asked).await.expect("listed");
+    assert_eq!(listed.into_inner().members.len(), 3);
+}
 
-    let timed_out = "etcdserver: request timed out";
-    let (mut get_kv, mut txn_kv, mut put_kv) = (three.kv(2), three.kv(2), three.kv(2));
+async fn what_waits_for_a_leader_times_out(last: &Channel) {
+    let kv = KvClient::new(last.clone());
+    let leases = LeaseClient::new(last.clone());
+    let (mut get_kv, mut txn_kv, mut put_kv) = (kv.clone(), kv.clone(), kv);
     let (mut asking, mut revoking) = (leases.clone(), leases);
+    let mut cluster = ClusterClient::new(last.clone());
     let (range, mixed, written, revoked, asked, members) = tokio::join!(
         get_kv.range(get(false)),
         txn_kv.txn(txn(&[get(true), get(false)])),
@@ -181,13 +228,14 @@ async fn the_last_of_three_nodes_answers_what_needs_no_leader_and_says_what_does
         asking.lease_time_to_live(pb::LeaseTimeToLiveRequest { id: 7, keys: false }),
         cluster.member_list(pb::MemberListRequest { linearizable: true }),
     );
-    said(range, unavailable, timed_out);
-    said(mixed, unavailable, timed_out);
-    said(members, unavailable, timed_out);
+    let timed_out = "etcdserver: request timed out";
+    said(range, Code::Unavailable, timed_out);
+    said(mixed, Code::Unavailable, timed_out);
+    said(members, Code::Unavailable, timed_out);
     // What etcd says when its log takes nothing.
     said(written, Code::DeadlineExceeded, "context deadline exceeded");
     said(revoked, Code::DeadlineExceeded, "context deadline exceeded");
-    said(asked, unavailable, no_leader);
+    said(asked, Code::Unavailable, NO_LEADER);
 }
 
 #[tokio::test(flavor = "multi_thread")]
