@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -277,6 +277,9 @@ pub fn differences(first: &Server, second: &Server) -> Vec<String> {
     pair.differences
 }
 
+/// Questions that are asked while each node is away, at least.
+const QUESTIONS_EACH: usize = 20;
+
 /// Each of three nodes is killed once and comes back, under questions without a pause: all of them are
 /// answered, also by what was written while a node was away.
 pub fn nobody_misses_a_killed_node() {
@@ -287,10 +290,10 @@ pub fn nobody_misses_a_killed_node() {
     let mut resolver = Resolver::of(&dns);
     resolver.finds("always", &["10.0.0.1"]);
 
-    let done = AtomicBool::new(false);
+    let (done, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     let answers = thread::scope(|scope| {
-        let asking = scope.spawn(|| ask_until(&dns, &done));
-        let killing = scope.spawn(|| kill_each(&mut three, &mut resolver));
+        let asking = scope.spawn(|| ask_until(&dns, &done, &asked));
+        let killing = scope.spawn(|| kill_each(&mut three, &mut resolver, &asked));
         let killed = killing.join();
         done.store(true, Ordering::Relaxed);
         let answers = asking.join().expect("the resolver does not panic");
@@ -300,30 +303,33 @@ pub fn nobody_misses_a_killed_node() {
     let due = addresses_of("always", &["10.0.0.1"]);
     let others: Vec<_> = answers.iter().enumerate().filter(|(_, answer)| **answer != due).collect();
     println!("{} questions, {} of them answered otherwise: {others:?}", answers.len(), others.len());
-    assert!(answers.len() > 50, "only {} questions were asked", answers.len());
+    assert!(answers.len() >= 3 * QUESTIONS_EACH, "only {} questions were asked", answers.len());
     assert!(others.is_empty(), "of {} answers: {others:?}\n{}", answers.len(), dns.log());
 }
 
 /// The answers to one question, until it is done.
-fn ask_until(dns: &CoreDns, done: &AtomicBool) -> Vec<String> {
+fn ask_until(dns: &CoreDns, done: &AtomicBool, asked: &AtomicUsize) -> Vec<String> {
     let mut resolver = Resolver::of(dns);
     let mut answers = Vec::new();
     while !done.load(Ordering::Relaxed) {
         answers.push(resolver.ask("always.skydns.local A"));
+        asked.fetch_add(1, Ordering::Relaxed);
         thread::sleep(Duration::from_millis(20));
     }
     answers
 }
 
-fn kill_each(three: &mut Three, resolver: &mut Resolver) {
+fn kill_each(three: &mut Three, resolver: &mut Resolver, asked: &AtomicUsize) {
     for node in 0..3 {
         three.kill(node);
+        let due = asked.load(Ordering::Relaxed) + QUESTIONS_EACH;
         let left: Vec<String> = (0..3).filter(|left| *left != node).map(|left| three.etcd(left)).collect();
         let (name, address) = (format!("without{node}"), format!("10.0.0.{}", 100 + node));
         put(&left[..1], &format!("local/skydns/{name}"), &format!(r#"{{"host":"{address}"}}"#));
         resolver.finds(&name, &[&address]);
         etcdctl(&left[1..], &["del", &format!("/skydns/local/skydns/{name}")]).ok();
         assert!(resolver.ask(&format!("{name}.skydns.local A")).starts_with("NXDOMAIN"));
+        wait_until("questions were asked without the node", || asked.load(Ordering::Relaxed) >= due);
         three.come_back(node);
         three.agree();
         // The one that came back serves: CoreDNS goes on asking all of them.
