@@ -1,5 +1,6 @@
 //! What is measured: requests of etcd's API through plain stubs, one at a time from each client.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use statehouse::proto::etcd::etcdserverpb::lease_client::LeaseClient;
@@ -9,7 +10,7 @@ use statehouse::proto::etcd::etcdserverpb::watch_request::RequestUnion;
 use statehouse::proto::etcd::etcdserverpb::{
     LeaseGrantRequest, LeaseKeepAliveRequest, WatchCreateRequest, WatchRequest,
 };
-use statehouse_kv::messages::{PutRequest, RangeRequest};
+use statehouse_kv::messages::{EventType, PutRequest, RangeRequest};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -50,6 +51,10 @@ pub const ROWS: [(&str, Kind, usize, usize); 9] = [
     ("half and half 10x100", Kind::Half, 10, 100),
     ("lease grants 10x100", Kind::Grant, 10, 100),
 ];
+
+/// Leases that end, each with a key, and the seconds that they live.
+const ENDING: usize = 500;
+const ENDING_TTL_S: u64 = 5;
 
 /// How a row went.
 #[derive(Clone, Copy, Debug)]
@@ -143,14 +148,10 @@ pub async fn watched(servers: &Servers) -> Figures {
     for _ in 0..WATCHERS / WATCHERS_PER_CONNECTION {
         let channel = connect(servers).await;
         for _ in 0..WATCHERS_PER_CONNECTION {
-            let (sender, requests) = mpsc::channel(1);
-            let create = WatchCreateRequest { key: "watched".into(), ..WatchCreateRequest::default() };
-            let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-            sender.send(request).await.expect("there is room for one");
+            let (sender, requests) = watch_of("watched", "").await;
             kept.push(sender);
             let mut client = WatchClient::new(channel.clone());
-            let mut answers =
-                client.watch(ReceiverStream::new(requests)).await.expect("a stream").into_inner();
+            let mut answers = client.watch(requests).await.expect("a stream").into_inner();
             assert!(answers.next().await.expect("an answer").expect("no error").created);
             let events = events.clone();
             tokio::spawn(async move {
@@ -174,6 +175,48 @@ pub async fn watched(servers: &Servers) -> Figures {
         }
     }
     figures(servers, cpu, start.elapsed(), took)
+}
+
+/// From the moment at which a lease is over, counted from the answer to its grant, to the event of its key.
+pub async fn ended(servers: &Servers) -> Figures {
+    let channel = connect(servers).await;
+    let (_open, requests) = watch_of("ending/", "ending0").await;
+    let mut watch = WatchClient::new(channel.clone());
+    let mut events = watch.watch(requests).await.expect("a stream").into_inner();
+    assert!(events.next().await.expect("an answer").expect("no error").created);
+    let (mut kv, mut leases) = (KvClient::new(channel.clone()), LeaseClient::new(channel));
+    let (cpu, start) = (servers.cpu_us(), Instant::now());
+    let mut over_at = HashMap::new();
+    for number in 0..ENDING {
+        let grant = LeaseGrantRequest { ttl: ENDING_TTL_S as i64, id: 0 };
+        let lease = leases.lease_grant(grant).await.expect("granted").into_inner().id;
+        let key = format!("ending/{number}").into_bytes();
+        over_at.insert(key.clone(), Instant::now() + Duration::from_secs(ENDING_TTL_S));
+        kv.put(PutRequest { key, lease, ..PutRequest::default() }).await.expect("written");
+    }
+    let mut late_us = Vec::new();
+    while late_us.len() < ENDING {
+        let answer = events.next().await.expect("the watch goes on").expect("no error");
+        let now = Instant::now();
+        for event in answer.events.iter().filter(|event| event.r#type() == EventType::Delete) {
+            let key = &event.kv.as_ref().expect("a key").key;
+            late_us.push(now.saturating_duration_since(over_at[&key[..]]).as_micros() as u32);
+        }
+    }
+    figures(servers, cpu, start.elapsed(), late_us)
+}
+
+/// The requests of a stream with one watch, of a span, which goes on for as long as the first is kept.
+async fn watch_of(
+    start: &'static str,
+    end: &'static str,
+) -> (mpsc::Sender<WatchRequest>, ReceiverStream<WatchRequest>) {
+    let (sender, requests) = mpsc::channel(1);
+    let create =
+        WatchCreateRequest { key: start.into(), range_end: end.into(), ..WatchCreateRequest::default() };
+    let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    sender.send(request).await.expect("there is room for one");
+    (sender, ReceiverStream::new(requests))
 }
 
 /// Keep-alives of one lease on one stream, a hundred under way.

@@ -34,7 +34,7 @@ impl Servers {
         Servers { name, leader: String::new(), processes: Vec::new(), directory }
     }
 
-    /// etcd, as `tests/etcd/install` built it.
+    /// etcd, as `tests/etcd/install` builds it, if that was not done yet.
     pub async fn etcd(nodes: usize) -> Servers {
         let mut servers = Servers::new("etcd");
         let ports = free_ports(2 * nodes);
@@ -111,7 +111,11 @@ fn etcd_program() -> PathBuf {
     let home = std::env::var("HOME").expect("a home directory");
     let tools = std::env::var("STATEHOUSE_TOOLS").unwrap_or(format!("{home}/.cache/statehouse-tools"));
     let path = Path::new(&tools).join("etcd-3.7.3/bin/etcd");
-    assert!(path.exists(), "{} is missing: run tests/etcd/install go", path.display());
+    if !path.exists() {
+        let install = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/etcd/install");
+        let installed = Command::new(install).arg("go").status().expect("the script runs");
+        assert!(installed.success() && path.exists(), "`{install} go` did not bring {}", path.display());
+    }
     path
 }
 
