@@ -129,7 +129,7 @@ impl Modules for ModulesService {
 
     async fn get(&self, request: Request<v1::GetModuleRequest>) -> Result<Response<v1::Module>, Status> {
         let digest = self.serving.module_digest(&request.into_inner().digest).await.map_err(refused)?;
-        let module = self.serving.node.module(digest).map_err(refused)?;
+        let module = self.serving.node.find_module(digest).await.map_err(refused)?;
         Ok(Response::new(module.into()))
     }
 }

@@ -132,7 +132,7 @@ impl Node {
         module: Digest,
         argument: Bytes,
     ) -> Result<(MachineInfo, Bytes), Error> {
-        let info = self.module(module)?;
+        let info = self.find_module(module).await?;
         let found = self.find_ready(name).await?;
         if info.world != found.world {
             return Err(Error::Invalid(format!(

@@ -6,7 +6,7 @@ use super::Node;
 use super::request::{ModuleInfo, Push, World};
 use crate::catalog::{Change, ModuleRecord};
 use crate::error::{Error, Fault};
-use crate::id::{Digest, LogTime};
+use crate::id::{Digest, GroupId, LogTime};
 
 /// The component of `builtin:kv`.
 const BUILTIN_KV: &[u8] = include_bytes!("../../guests/kv/kv.component.wasm");
@@ -58,7 +58,24 @@ impl Node {
             .collect()
     }
 
-    /// One module.
+    /// One module. One that is not known here may have been pushed elsewhere a moment ago: then the catalog
+    /// is brought up to date first.
+    ///
+    /// # Errors
+    /// `NotFound`; `Unavailable` if the catalog has no leader that could tell.
+    pub async fn find_module(&self, digest: Digest) -> Result<ModuleInfo, Error> {
+        self.check_alive()?;
+        match self.module(digest) {
+            Err(Error::NotFound(_)) if self.inner.stage.net.is_some() => {
+                let point = self.read_point(GroupId::CATALOG, false).await?;
+                self.wait_applied(&self.inner.catalog_lane, point.index).await?;
+                self.module(digest)
+            }
+            known => known,
+        }
+    }
+
+    /// One module, as far as this node knows.
     pub fn module(&self, digest: Digest) -> Result<ModuleInfo, Error> {
         let catalog = self.inner.catalog.load();
         let record = catalog.modules.get(&digest).ok_or_else(|| {

@@ -1,6 +1,7 @@
 //! Each part of WASI that machines are given, on three replicas, in commands and in queries of machines of
 //! both worlds: what a guest is told is the same on all, and what it must not have traps on all.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -433,8 +434,28 @@ async fn verify(cluster: &Cluster, shim: &Shim) {
     cluster.assert_lockstep(shim.name).await;
 }
 
+/// Waits until a node has a snapshot of every resident machine, from which it makes it anew when it starts.
+async fn wait_saved(cluster: &Cluster, number: usize) {
+    let saved = || {
+        let files = std::fs::read_dir(cluster.directory(number).join("snapshots")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned());
+        let groups: BTreeSet<String> = names
+            .filter(|name| name.ends_with(".snap"))
+            .filter_map(|name| Some(name.split_once('-')?.0.to_owned()))
+            .collect();
+        groups.len()
+    };
+    for _ in 0..3_000 {
+        if saved() == shims().count() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{} of {} machines are saved", saved(), shims().count());
+}
+
 async fn all_are_told_the_same(world: World) {
-    let mut cluster = Cluster::of(3).await;
+    let mut cluster = Cluster::with(3, |config| config.resident_snapshot_entries = 3).await;
     let mut seen: Vec<Vec<Vec<u8>>> = shims().map(|_| Vec::new()).collect();
     for shim in shims() {
         create(cluster.node(0), shim, world).await;
@@ -446,6 +467,9 @@ async fn all_are_told_the_same(world: World) {
             use_shim(&cluster, shim, seen).await;
         }
         verify(&cluster, shim).await;
+    }
+    if world == World::Resident {
+        wait_saved(&cluster, 2).await;
     }
     // One that was away applies by itself what the others have applied meanwhile.
     cluster.stop(2).await;

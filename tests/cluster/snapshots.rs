@@ -1,15 +1,14 @@
-//! Replicas that come back behind the log: the module that a snapshot needs is fetched before anything is
-//! applied, and a snapshot of another engine is refused, also after a restart.
+//! Replicas that come back behind the log to a module that they have never seen: it is fetched before
+//! anything is applied.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use statehouse::id::{Digest, GroupId, Index};
+use statehouse::id::{Digest, Index};
 use statehouse::node::Node;
 use statehouse::node::config::NodeConfig;
 use statehouse::node::request::Consistency;
-use statehouse::storage::snapshot::{Header, Snapshots};
 
 use super::harness::{Cluster, serves};
 use super::upgraded::{counts, keeps_letter, push};
@@ -96,104 +95,4 @@ async fn a_stored_replica_gets_the_module_that_its_snapshot_needs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resident_replica_gets_the_module_that_its_snapshot_needs() {
     come_back_to_another_module(counts).await;
-}
-
-/// Waits until a node has saved what it is to save of the machine: the next snapshot comes after more
-/// commands.
-async fn wait_saved(cluster: &Cluster, number: usize, group: GroupId) {
-    let prefix = format!("{group}-");
-    let saved = || {
-        let files = std::fs::read_dir(cluster.directory(number).join("snapshots")).unwrap();
-        let names = files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned());
-        let index = |name: String| name.strip_prefix(&prefix)?.strip_suffix(".snap")?.parse().ok();
-        let indexes: Vec<u64> = names.filter_map(index).collect();
-        indexes.len() == 1 && applied(cluster.node(number)).0 < indexes[0] + SNAPSHOT_ENTRIES
-    };
-    for _ in 0..600 {
-        if saved() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("the node {number} does not save");
-}
-
-/// Makes a node's latest snapshot of a resident machine one that the engine `engine` made.
-fn forge(cluster: &Cluster, number: usize, group: GroupId, engine: &str) {
-    let directory = cluster.directory(number).join("snapshots");
-    let elsewhere = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()) {
-        if file.extension().is_some_and(|end| end == "snap") {
-            std::fs::copy(&file, elsewhere.path().join(file.file_name().unwrap())).unwrap();
-        }
-    }
-    let forged = Snapshots::open(elsewhere.path()).unwrap();
-    let index = forged.latest(group).unwrap().expect("a snapshot of the machine");
-    let mut reader = forged.read(group, index).unwrap();
-    let header = Header { engine: engine.to_owned(), ..reader.header().clone() };
-    let mut writer = forged.create(&header).unwrap();
-    reader.rows(&mut |table, key, value| writer.put(table, key, value)).unwrap();
-    std::io::copy(&mut reader.guest(), &mut writer.guest()).unwrap();
-    writer.finish().unwrap();
-    let (name, beside) = (format!("{group}-{index}.snap"), directory.with_file_name("forged"));
-    std::fs::copy(elsewhere.path().join(&name), &beside).unwrap();
-    std::fs::rename(&beside, directory.join(&name)).unwrap();
-}
-
-fn halted(node: &Node) -> Option<String> {
-    node.machine("m").ok()?.replica?.halted
-}
-
-/// Waits until the replica is halted because of the snapshot's engine.
-async fn assert_refused(cluster: &Cluster, number: usize, [other, ours]: [&str; 2], when: &str) {
-    let node = cluster.node(number);
-    for _ in 0..3_000 {
-        if let Some(why) = halted(node).filter(|why| why.contains("snapshot")) {
-            for part in [&format!("made by the engine {other}"), ours, "run the version that the others run"]
-            {
-                assert!(why.contains(part), "{part:?} is not in {why}");
-            }
-            let local = Consistency::Local { min_index: Index(0) };
-            let told = node.query("m", Bytes::new(), local).await.unwrap_err().to_string();
-            assert!(told.contains(other), "{told}");
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("the snapshot was not refused {when}: {:?}", node.machine("m"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_of_another_engine_is_refused_and_stays_so_after_a_restart() {
-    const OTHER: &str = "47.0.0_0123456789abcdef";
-    let mut cluster = Cluster::with(3, short_logs).await;
-    let module = push(cluster.node(0), counts('A')).await;
-    cluster.node(0).create_replicated("m", module, Bytes::new(), 3).await.unwrap();
-    cluster.node(0).apply("m", "k".into()).await.unwrap();
-    cluster.assert_lockstep("m").await;
-    let (left_at, group) = (applied(cluster.node(2)), cluster.node(0).machine("m").unwrap().group);
-    let ours = cluster.node(0).machine("m").unwrap().engine;
-    cluster.stop(2).await;
-    cut_logs(&cluster, left_at).await;
-    cluster.assert_lockstep("m").await;
-    for number in 0..2 {
-        wait_saved(&cluster, number, group).await;
-        forge(&cluster, number, group, OTHER);
-    }
-
-    cluster.start(2).await;
-    assert_refused(&cluster, 2, [OTHER, &ours], "when it came").await;
-    // It lies there as one in force, and the log begins behind it.
-    cluster.stop(2).await;
-    cluster.start(2).await;
-    assert_refused(&cluster, 2, [OTHER, &ours], "after a restart").await;
-
-    // With the engine that it was made by, the same snapshot is good.
-    cluster.stop(2).await;
-    forge(&cluster, 2, group, &ours);
-    cluster.start(2).await;
-    cluster.assert_lockstep("m").await;
-    let at = applied(cluster.node(0));
-    assert_eq!(answer(cluster.node(2), at).await, answer(cluster.node(0), at).await);
-    cluster.shutdown().await;
 }

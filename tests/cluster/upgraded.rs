@@ -119,6 +119,22 @@ async fn a_stored_machine_is_upgraded_on_all_replicas_also_on_one_that_comes_lat
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_was_pushed_at_one_node_is_known_at_the_others_at_once() {
+    let cluster = Cluster::of(3).await;
+    let first = push(cluster.node(0), keeps_letter('A')).await;
+    cluster.node(0).create_replicated("m", first, Bytes::new(), 3).await.unwrap();
+    for (number, letter) in ('B'..='M').enumerate() {
+        let module = push(cluster.node(number % 3), keeps_letter(letter)).await;
+        let (other, another) = (cluster.node((number + 1) % 3), cluster.node((number + 2) % 3));
+        let (known, upgraded) =
+            tokio::join!(another.find_module(module), other.upgrade_machine("m", module, Bytes::new()));
+        assert_eq!((known.unwrap().digest, upgraded.unwrap().0.module), (module, module));
+    }
+    assert_all_answer(&cluster, "M").await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_resident_machine_hands_its_state_over() {
     let mut cluster = Cluster::with(3, |config| config.resident_snapshot_entries = 6).await;
     let node = cluster.node(0);

@@ -41,10 +41,16 @@ fn interrupt(directory: &Path, group: GroupId, index: Index) {
 
 /// Saves a snapshot of a stopped node's machine and returns its index.
 fn save(directory: &Path, group: GroupId) -> Index {
+    save_as(directory, group, "")
+}
+
+/// The same as if it came from a node with another engine.
+fn save_as(directory: &Path, group: GroupId, engine: &str) -> Index {
     let (state, opened) = StateDb::open(&directory.join("state"), StateSizes::default()).unwrap();
     let head = opened.heads[&group];
     let membership = Membership { voters: vec![1], ..Membership::default() };
-    let header = Header { group, kind: Kind::Stored, head, term: Term(1), membership, engine: String::new() };
+    let engine = engine.to_owned();
+    let header = Header { group, kind: Kind::Stored, head, term: Term(1), membership, engine };
     let mut writer = Snapshots::open(&directory.join("snapshots")).unwrap().create(&header).unwrap();
     write_rows(&mut writer, &state.snapshot(), group).unwrap();
     writer.finish().unwrap();
@@ -113,4 +119,24 @@ async fn a_damaged_snapshot_does_not_make_a_machine_whole() {
     let error = put(&node, "k", "v").await.unwrap_err().to_string();
     assert!(error.contains(&path.display().to_string()), "{error}");
     node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_another_engine_is_not_installed_again() {
+    const OTHER: &str = "47.0.0_0123456789abcdef";
+    let directory = tempfile::tempdir().unwrap();
+    let (group, _) = prepared(&directory).await;
+    let index = save_as(directory.path(), group, OTHER);
+    interrupt(directory.path(), group, index);
+    for _ in 0..2 {
+        let node = Node::open(config(&directory)).await.unwrap();
+        let ours = node.machine("kv").unwrap().engine;
+        let told = put(&node, "k", "v").await.unwrap_err().to_string();
+        for part in [&format!("made by the engine {OTHER}"), &ours, "run the version that the others run"] {
+            assert!(told.contains(part), "{part:?} is not in {told}");
+        }
+        assert!(node.query("kv", Bytes::new(), Default::default()).await.is_err());
+        node.apply("notes", Bytes::from_static(b"a=b")).await.expect("the neighbour is served");
+        node.shutdown().await;
+    }
 }
