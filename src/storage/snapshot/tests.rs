@@ -264,3 +264,15 @@ fn a_damaged_snapshot_is_not_installed_over_good_rows() {
     assert_eq!(view.get(Table::Store, b"good").unwrap().as_deref(), Some(&b"-"[..]));
     assert_eq!(Head::decode(&view.get(Table::Head, Head::KEY).unwrap().unwrap()).unwrap(), head(3));
 }
+
+#[test]
+fn only_the_engine_that_made_a_snapshot_goes_on_from_it() {
+    let made = header(Kind::Resident, 9);
+    made.check_engine("an engine").unwrap();
+    Header { engine: String::new(), ..made.clone() }.check_engine("any engine").unwrap();
+    let why = made.check_engine("another engine").unwrap_err();
+    assert!(matches!(why, Error::FailedPrecondition(_)), "{why:?}");
+    for part in ["made by the engine an engine,", "this node has another engine", "run the version"] {
+        assert!(why.to_string().contains(part), "{part:?} is not in {why}");
+    }
+}
