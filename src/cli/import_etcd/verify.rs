@@ -217,7 +217,7 @@ mod tests {
             keys.push(Key::spooled(pair.key.clone(), (1, pair.lease as u64), (offset, bytes.len())));
             offset += bytes.len() as u64;
         }
-        Source::of_spool(1, keys, BTreeMap::new(), spool)
+        Source::of_spool(1, keys, BTreeMap::from([(7, Duration::from_secs(10))]), spool)
     }
 
     /// Compares all keys: how many others there are, or what is wrong.
