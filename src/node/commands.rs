@@ -210,6 +210,12 @@ impl Node {
         }
     }
 
+    /// Brings the catalog here up to date with every change that was acknowledged before this began.
+    pub(super) async fn confirm_catalog(&self) -> Result<(), Error> {
+        let point = self.read_point(GroupId::CATALOG, false).await?;
+        self.wait_applied(&self.inner.catalog_lane, point.index).await
+    }
+
     /// Puts an operation into the log of a group that this node leads, and waits for what becomes of it.
     pub(super) async fn propose_here(&self, group: GroupId, operation: Operation) -> Result<Applied, Error> {
         let (waiter, told) = oneshot::channel();
@@ -237,8 +243,7 @@ impl Node {
         }
         self.ready()?;
         if self.inner.stage.net.is_some() {
-            let point = self.read_point(GroupId::CATALOG, false).await?;
-            self.wait_applied(&self.inner.catalog_lane, point.index).await?;
+            self.confirm_catalog().await?;
             let in_step = |registry: &Registry| {
                 let catalog = self.inner.catalog.load();
                 let (record, known) = (catalog.machines.get(name), registry.get(name));

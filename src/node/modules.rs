@@ -6,7 +6,7 @@ use super::Node;
 use super::request::{ModuleInfo, Push, World};
 use crate::catalog::{Change, ModuleRecord};
 use crate::error::{Error, Fault};
-use crate::id::{Digest, GroupId, LogTime};
+use crate::id::{Digest, LogTime};
 
 /// The component of `builtin:kv`.
 const BUILTIN_KV: &[u8] = include_bytes!("../../guests/kv/kv.component.wasm");
@@ -67,8 +67,7 @@ impl Node {
         self.check_alive()?;
         match self.module(digest) {
             Err(Error::NotFound(_)) if self.inner.stage.net.is_some() => {
-                let point = self.read_point(GroupId::CATALOG, false).await?;
-                self.wait_applied(&self.inner.catalog_lane, point.index).await?;
+                self.confirm_catalog().await?;
                 self.module(digest)
             }
             known => known,

@@ -1,12 +1,10 @@
 //! A client that heeds the leader hints goes straight to the leader, and back when that is gone.
 
-use std::time::{Duration, Instant};
-
 use statehouse::client::Client;
 use statehouse_kv::Call;
 use statehouse_kv::messages::PutRequest;
 
-use super::killed::{ports, serve, wait_for_replicas};
+use super::killed::{lead, ports, serve, wait_for_replicas};
 use super::process::Node;
 
 /// How many requests a node passed on to another.
@@ -33,12 +31,7 @@ async fn a_client_goes_to_the_leader_that_answers_name_and_back_when_it_is_gone(
     }
     nodes[0].run(["machine", "create", "kv", "--module", "builtin:kv"]).ok();
     wait_for_replicas(&nodes[0], "kv");
-    // Refused as long as the node has not caught up.
-    let begun = Instant::now();
-    while nodes[0].run(["member", "transfer-leader", "--machine", "kv", "--to", "n1"]).code != 0 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "n1 does not come to lead");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    lead(&nodes[0], "kv", "n1");
     // Asked by a client that does not go to the leader, it passes everything on.
     let before = forwarded(&nodes[2]);
     let plain = Client::new([&nodes[2].client]).expect("an address");

@@ -12,7 +12,7 @@ use statehouse::proto::v1::watch_request::Request as Asked;
 use statehouse::proto::v1::watch_response::Response as Told;
 use statehouse::proto::v1::watches_client::WatchesClient;
 
-use super::killed::{ports, serve, wait_for_replicas};
+use super::killed::{ThreeNodes, wait_for_replicas};
 use super::process::{Node, directory};
 
 /// How long anything here may take.
@@ -182,23 +182,16 @@ async fn history_that_is_kept_for_bytes_or_for_a_time_is_told_with_its_first_rev
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kept_lease_outlives_its_nodes_and_its_client_knows_when_it_may_have_ended() {
     const TTL: Duration = Duration::from_secs(4);
-    let directory = directory();
-    let ports = [ports(), ports(), ports()];
-    let start = |number| Node::start(&mut serve(directory.path(), number, &ports));
-    let mut nodes: Vec<Option<Node>> = (0..3).map(|number| Some(start(number))).collect();
-    let addresses: Vec<String> = nodes.iter().flatten().map(|node| node.client.clone()).collect();
-    let first = nodes[0].as_ref().unwrap();
-    first.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "120"]).ok();
-    wait_for_replicas(first, "kv");
-    let client = Client::connect(&addresses).await.unwrap();
+    let mut three = ThreeNodes::start();
+    let client = Client::connect(three.addresses()).await.unwrap();
     let lease = client.keep_lease("kv", TTL, None).await.unwrap();
     let other = client.keep_lease("kv", TTL, Some(77)).await.unwrap();
     // Each node once, so the one that leads and the one that is asked are among them; longer than it lives.
     for killed in [0, 1, 2] {
-        nodes[killed].take().expect("it runs").kill();
+        three.kill(killed);
         tokio::time::sleep(TTL / 2).await;
-        nodes[killed] = Some(start(killed));
-        wait_for_replicas(nodes[killed].as_ref().unwrap(), "kv");
+        three.restart(killed);
+        wait_for_replicas(three.node(killed), "kv");
         client.lease("kv", lease.id()).await.expect("it lives");
     }
     // Somebody else ends one of them.
@@ -207,9 +200,7 @@ async fn a_kept_lease_outlives_its_nodes_and_its_client_knows_when_it_may_have_e
     assert!(matches!(&why, Error::NotFound(text) if text.contains("77")), "{why:?}");
     other.revoke().await.expect("it has ended already");
     // Nobody can say whether it lives when a majority is gone: the client counts its time.
-    for number in [0, 1] {
-        nodes[number].take().expect("it runs").kill();
-    }
+    [0, 1].into_iter().for_each(|number| three.kill(number));
     let begun = std::time::Instant::now();
     let why = tokio::time::timeout(PATIENCE, lease.ended()).await.expect("in time");
     assert!(matches!(&why, Error::Unavailable(text) if text.contains("4s")), "{why:?}");
@@ -218,9 +209,7 @@ async fn a_kept_lease_outlives_its_nodes_and_its_client_knows_when_it_may_have_e
         "{:?}",
         begun.elapsed()
     );
-    for number in [0, 1] {
-        nodes[number] = Some(start(number));
-    }
+    [0, 1].into_iter().for_each(|number| three.restart(number));
     let id = lease.id();
     drop(lease);
     let gone = async {

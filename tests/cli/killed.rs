@@ -6,7 +6,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use super::process::{Node, program};
+use tempfile::TempDir;
+
+use super::process::{Node, directory, program};
 
 /// Addresses that nothing listens on. A node comes back to its own after it was killed.
 pub struct Ports {
@@ -66,6 +68,54 @@ pub fn wait_for_replicas(node: &Node, machine: &str) {
             verified.text()
         );
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Has a node lead a machine: refused as long as its replica has no vote, or has not caught up.
+pub fn lead(node: &Node, machine: &str, to: &str) {
+    let begun = Instant::now();
+    while node.run(["member", "transfer-leader", "--machine", machine, "--to", to]).code != 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{to} does not come to lead {machine}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Three nodes, each with a replica of `kv`, and places for those that were killed.
+pub struct ThreeNodes {
+    directory: TempDir,
+    ports: [Ports; 3],
+    nodes: [Option<Node>; 3],
+}
+
+impl ThreeNodes {
+    /// All three, when each replica has a vote: any one of them may be killed.
+    pub fn start() -> ThreeNodes {
+        let ports = [ports(), ports(), ports()];
+        let mut three = ThreeNodes { directory: directory(), ports, nodes: [None, None, None] };
+        (0..3).for_each(|number| three.restart(number));
+        let first = three.node(0);
+        first.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "120"]).ok();
+        wait_for_replicas(first, "kv");
+        ["n1", "n2", "n0"].into_iter().for_each(|to| lead(first, "kv", to));
+        three
+    }
+
+    pub fn node(&self, number: usize) -> &Node {
+        self.nodes[number].as_ref().expect("it runs")
+    }
+
+    /// Where clients find them.
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().flatten().map(|node| node.client.clone()).collect()
+    }
+
+    pub fn kill(&mut self, number: usize) {
+        self.nodes[number].take().expect("it runs").kill();
+    }
+
+    /// Starts a node, for the first time or after it was killed.
+    pub fn restart(&mut self, number: usize) {
+        self.nodes[number] = Some(Node::start(&mut serve(self.directory.path(), number, &self.ports)));
     }
 }
 

@@ -19,7 +19,7 @@ use statehouse_kv::messages::{KeyValue, PutRequest, Request as KvRequest, Reques
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::killed::{ports, serve, wait_for_replicas};
+use super::killed::ThreeNodes;
 use super::process::{Node, directory};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -231,26 +231,19 @@ async fn write(client: &Client, number: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_watches_on_at_another_node_when_its_own_is_killed_and_misses_nothing() {
     const WRITES: u64 = 300;
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let ports = [ports(), ports(), ports()];
-    let start = |number| Node::start(&mut serve(directory.path(), number, &ports));
-    let mut nodes: Vec<Option<Node>> = (0..3).map(|number| Some(start(number))).collect();
-    let addresses: Vec<String> = nodes.iter().flatten().map(|node| node.client.clone()).collect();
-    let first = nodes[0].as_ref().unwrap();
-    first.run(["machine", "create", "kv", "--module", "builtin:kv", "--timeout", "120"]).ok();
-    wait_for_replicas(first, "kv");
-    let client = Client::connect(&addresses).await.unwrap();
+    let mut three = ThreeNodes::start();
+    let client = Client::connect(three.addresses()).await.unwrap();
     let watch = client.watch("kv", WatchSpec::of(KeySpan::key("k").unwrap())).await.unwrap();
     let watching = tokio::spawn(follow_to(watch, WRITES));
     for number in 1..=WRITES {
         // Each node once, so the one that leads and the one that is watched at are among them.
         let killed = (number / 100) as usize;
         if number % 100 == 50 {
-            nodes[killed].take().expect("it runs").kill();
+            three.kill(killed);
         }
         write(&client, number).await;
         if number % 100 == 50 {
-            nodes[killed] = Some(start(killed));
+            three.restart(killed);
         }
     }
     let (revisions, mut values, mut watch) = watching.await.unwrap();
@@ -267,6 +260,5 @@ async fn a_client_watches_on_at_another_node_when_its_own_is_killed_and_misses_n
         }
     };
     assert!(up_to >= *revisions.last().unwrap());
-    let node = nodes[1].as_ref().unwrap();
-    assert_eq!(node.run(["watch", "kv", "--from", "2", "--limit", "1"]).ok(), "2\tput\tk\t1");
+    assert_eq!(three.node(1).run(["watch", "kv", "--from", "2", "--limit", "1"]).ok(), "2\tput\tk\t1");
 }

@@ -90,8 +90,7 @@ impl Node {
     /// `Unavailable` if no leader of the cluster confirmed it in time.
     pub async fn members_confirmed(&self) -> Result<Vec<MemberInfo>, Error> {
         let _inside = self.enter()?;
-        let point = self.read_point(GroupId::CATALOG, false).await?;
-        self.wait_applied(&self.inner.catalog_lane, point.index).await?;
+        self.confirm_catalog().await?;
         Ok(self.members())
     }
 
