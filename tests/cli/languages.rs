@@ -253,6 +253,10 @@ fn what_a_project_cannot_be_is_told_and_nothing_is_overwritten() {
         run(&["new", language, "--lang", language]).ok();
         run(&["build", language]).failed(1, &told);
     }
+    for language in ["c", "zig"] {
+        let words = ["gen/resident.h", "the world `stored`", "change `world` in statehouse.toml"];
+        run(&["build", language, "--world", "resident"]).failed(1, &words);
+    }
 }
 
 /// Tools that are there, but too old or with parts missing, are told like those that are not.

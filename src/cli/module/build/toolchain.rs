@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
+use clap::ValueEnum;
 
 use super::Built;
 use super::rust::Toolchain as Rust;
-use crate::cli::module::project::{Language, Project};
+use crate::cli::module::project::{FILE, Language, Project, ProjectWorld};
 
 /// Where intermediate files go.
 const SCRATCH: &str = "build";
@@ -108,7 +109,25 @@ impl Tools<'_> {
         Ok(Built::Component(component))
     }
 
+    /// Refuses bindings for C that were made for another world.
+    fn check_bindings(&self) -> anyhow::Result<()> {
+        let header = |world: &str| self.directory.join("gen").join(format!("{world}.h"));
+        let has_own = header(self.world).is_file();
+        let other = ProjectWorld::value_variants().iter().find(|world| header(world.name()).is_file());
+        match other.filter(|_| !has_own) {
+            None => Ok(()),
+            Some(other) => bail!(
+                "gen/{0}.h is not there, but gen/{1}.h: the bindings are of the world `{1}`, the project is \
+                 said to be of `{0}`: change `world` in {FILE}, or make bindings with `wit-bindgen c wit \
+                 --world {0} --out-dir gen`",
+                self.world,
+                other.name(),
+            ),
+        }
+    }
+
     fn c(&self) -> anyhow::Result<Built> {
+        self.check_bindings()?;
         let core = self.scratch("core.wasm")?;
         let mut command = match (self.zig_command(), self.clang()) {
             (Some(mut zig), _) => {
@@ -157,6 +176,7 @@ impl Tools<'_> {
     }
 
     fn zig(&self) -> anyhow::Result<Built> {
+        self.check_bindings()?;
         let zig = || {
             let ways = ["pip install ziglang==0.17.0", "https://ziglang.org/download"];
             let zig = self
