@@ -3,8 +3,8 @@
 //! Whoever brings an order also works it off, with everything that has gathered, unless another thread is at
 //! it: then that one does. So a command goes from the network's thread to the log's, and from there to the
 //! one that applies it, with no thread between them that must be woken first (flat combining: Hendler, Incze,
-//! Shavit and Tzafrir, SPAA 2010). A thread of its own says when a tick has passed, and reads from the disk
-//! what the shard asks for.
+//! Shavit and Tzafrir, SPAA 2010). A thread of its own says when a tick has passed, or what the shard waits
+//! for is due, and reads from the disk what the shard asks for.
 //!
 //! Promises: orders are worked off in the order in which they came; every proposal's waiter is told its fate
 //! once: the outcome, a refusal, or that the fate is unknown because the node stopped. Must never wait: the
@@ -188,6 +188,7 @@ impl Orders {
             transferring: HashMap::new(),
             asking: Vec::new(),
             last_id: 0,
+            will_call: false,
         });
         self.work();
         Ok(thread)
@@ -243,15 +244,19 @@ enum Task {
     Work,
     /// Read entries that are no longer in memory.
     Load(LogLoad),
+    /// Say when it is so late, by the monotonic clock.
+    Call(u64),
     Stop,
 }
 
-/// The order thread: ticks, and whatever waits for the disk.
+/// The order thread: ticks, what is due between them, and whatever waits for the disk.
 fn run(orders: &Orders, tasks: &Receiver<Task>, stage: &Stage, tick_ms: u64) {
     let mut taken = Vec::new();
     let mut next_tick_ms = stage.clock.now().monotonic_ms + tick_ms;
+    let mut due_ms = None;
     loop {
-        let patience_ms = next_tick_ms.saturating_sub(stage.clock.now().monotonic_ms);
+        let next_ms = due_ms.map_or(next_tick_ms, |due_ms| next_tick_ms.min(due_ms));
+        let patience_ms = next_ms.saturating_sub(stage.clock.now().monotonic_ms);
         tasks.take(&mut taken, usize::MAX, Duration::from_millis(patience_ms));
         for task in taken.drain(..) {
             match task {
@@ -260,10 +265,14 @@ fn run(orders: &Orders, tasks: &Receiver<Task>, stage: &Stage, tick_ms: u64) {
                     Ok(loaded) => orders.send(Order::Shard(loaded)),
                     Err(fault) => stage.fail(fault),
                 },
+                Task::Call(at_ms) => due_ms = Some(at_ms),
                 Task::Stop => return,
             }
         }
         let now_ms = stage.clock.now().monotonic_ms;
+        if due_ms.take_if(|due_ms| now_ms >= *due_ms).is_some() {
+            orders.send(Order::Shard(Input::Due));
+        }
         if now_ms >= next_tick_ms {
             orders.send(Order::Shard(Input::Tick));
             next_tick_ms = now_ms + tick_ms;
@@ -301,6 +310,8 @@ struct Desk {
     asking: Vec<Question>,
     /// The last id given to a proposal or a read.
     last_id: u64,
+    /// Whether the order thread will say when what the shard waits for is due.
+    will_call: bool,
 }
 
 /// A batch of this node's in the log.
@@ -322,6 +333,7 @@ impl Desk {
             self.shard.handle(self.clock.now(), self.inputs.drain(..), &mut self.out);
             self.dispatch()?;
             self.answer_questions();
+            self.arrange_call();
             Ok(())
         }));
         stepped.unwrap_or_else(|_| Err(Fault::new("the order of commands broke: a mistake of this program")))
@@ -368,7 +380,10 @@ impl Desk {
             }
             Order::Attach(lane) => drop(self.lanes.insert(lane.group, lane)),
             Order::Detach(group) => drop(self.lanes.remove(&group)),
-            Order::Shard(input) => self.inputs.push(input),
+            Order::Shard(input) => {
+                self.will_call &= !matches!(input, Input::Due);
+                self.inputs.push(input);
+            }
         }
     }
 
@@ -401,6 +416,16 @@ impl Desk {
         unwanted.for_each(|errand| self.stage.courier.tell(errand));
         self.out = out;
         Ok(())
+    }
+
+    /// Has the order thread say when what the shard waits for is due.
+    fn arrange_call(&mut self) {
+        if !self.will_call
+            && let Some(due_ms) = self.shard.due_ms()
+        {
+            self.will_call = true;
+            self.task(Task::Call(due_ms));
+        }
     }
 
     fn transferred(&mut self, id: ProposalId, how: Result<(), Error>) {

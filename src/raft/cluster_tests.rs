@@ -21,6 +21,7 @@ use crate::time::Now;
 mod leases;
 mod membership;
 mod mishaps;
+mod news;
 mod sleep;
 mod snapshots;
 mod transfers;
@@ -151,8 +152,24 @@ impl Cluster {
         inputs
     }
 
-    /// Delivers messages until there are none.
+    /// Delivers messages, and lets so much time pass as nodes wait for, until there are none and none does.
     fn settle(&mut self) {
+        self.deliver();
+        while let Some(due_ms) = self.due_ms() {
+            self.now.monotonic_ms = self.now.monotonic_ms.max(due_ms);
+            for node in self.members.keys().copied().collect::<Vec<_>>() {
+                self.give(node, Input::Due);
+            }
+            self.deliver();
+        }
+    }
+
+    fn due_ms(&self) -> Option<u64> {
+        self.members.values().filter_map(|member| member.shard.due_ms()).min()
+    }
+
+    /// Delivers messages until there are none.
+    fn deliver(&mut self) {
         while let Some((from, PeerOut { to, group, message })) = self.packets.pop_front() {
             self.give(to.0, Input::Message { from: NodeId(from), group, message });
         }
@@ -171,9 +188,14 @@ impl Cluster {
     }
 
     fn propose(&mut self, node: u64, id: u64) {
+        self.begin_proposing(node, id);
+        self.settle();
+    }
+
+    /// Does not wait for what follows.
+    fn begin_proposing(&mut self, node: u64, id: u64) {
         let operation = Operation::command(Bytes::from(format!("command {id}")));
         self.give(node, Input::Propose { group: G, id: ProposalId(id), operation, bytes: 20 });
-        self.settle();
     }
 
     fn propose_bytes(&mut self, node: u64, id: u64, bytes: usize) {

@@ -160,6 +160,9 @@ pub enum Input {
     NodeSilent(NodeId),
     /// `tick_ms` have passed.
     Tick,
+    /// The time has come that [`Shard::due_ms`](crate::raft::Shard::due_ms) named. A little late does no
+    /// harm.
+    Due,
 }
 
 /// A step of a change of membership.

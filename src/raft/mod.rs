@@ -21,12 +21,14 @@
 //!    open.
 //! 7. Say [`Input::Tick`] every `tick_ms`. Groups with nothing to wait for cost nothing then; they rely on
 //!    [`Input::NodeSilent`]: nodes must notice each other's silence, because their groups no longer do.
+//! 8. Say [`Input::Due`] when the time has come that [`Shard::due_ms`] names after a call.
 //!
 //! # Layout
 //! - [`input`], [`output`]: everything that goes in and comes out
 //! - [`shard`]: many groups, who has something to do, the fence around a broken one
 //! - `group`: one group around the engine's node: what is written, sent, applied, and when; in its folder how
-//!   memberships change, snapshots take the place of logs, leadership moves, groups sleep, and how they stand
+//!   memberships change, snapshots take the place of logs, leadership moves, groups sleep, how they stand,
+//!   and when followers hear what is committed
 //! - `unsynced`: what waits for the log thread
 //! - `election`: when a follower loses patience
 //! - `proposals`: commands from their arrival to their fate

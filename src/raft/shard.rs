@@ -60,6 +60,8 @@ pub struct ShardConfig {
     pub append_bytes_max: usize,
     /// Appends to a follower that are under way at a time.
     pub appends_in_flight_max: usize,
+    /// How long a busy leader keeps back what is committed, to say it with the next append.
+    pub news_delay_ms: u64,
     /// For replicas that lag, the log is kept this many applied entries back; those further behind get a
     /// snapshot.
     pub lag_entries_max: u64,
@@ -94,6 +96,7 @@ impl ShardConfig {
             cache_bytes_max: 1 << 20,
             append_bytes_max: 1 << 20,
             appends_in_flight_max: 64,
+            news_delay_ms: 4,
             lag_entries_max: 10_000,
             lag_bytes_max: 64 << 20,
             sleep_after_ticks: 0,
@@ -151,6 +154,8 @@ pub(super) struct Turn<'a> {
     /// The last number given to a log write. Shared by all groups, so that a group that is closed and opened
     /// again is not told of its former life's writes.
     pub(super) last_write: &'a mut u64,
+    /// Where a group leaves word when it wants to be visited, by the monotonic clock.
+    pub(super) dues: &'a mut BTreeSet<(u64, GroupId)>,
 }
 
 /// A group that is open, or was until it broke.
@@ -170,6 +175,8 @@ pub struct Shard {
     touched: Vec<GroupId>,
     /// Groups that wait for time to pass.
     awake: BTreeSet<GroupId>,
+    /// When groups want to be visited.
+    dues: BTreeSet<(u64, GroupId)>,
     last_write: u64,
     /// What all groups hold of commands that are not applied yet.
     held_bytes: usize,
@@ -183,6 +190,7 @@ impl Shard {
             groups: Groups::default(),
             touched: Vec::new(),
             awake: BTreeSet::new(),
+            dues: BTreeSet::new(),
             last_write: 0,
             held_bytes: 0,
         }
@@ -242,6 +250,7 @@ impl Shard {
             Input::Campaign { group } => self.touch(now, group, out, Group::campaign),
             Input::NodeSilent(node) => self.node_silent(now, node, out),
             Input::Tick => self.tick(now, out),
+            Input::Due => self.visit_due(now, out),
             Input::Open(start) => self.open(now, *start, out),
             Input::Close(group) => self.close(group, out),
             Input::Forget(group) => {
@@ -263,7 +272,8 @@ impl Shard {
         let Some(Slot::Open(group)) = self.groups.get_mut(&id) else { return };
         let held_before = group.held_bytes();
         let mark = Mark::of(out);
-        let mut turn = Turn { config: &self.config, now, out, last_write: &mut self.last_write };
+        let (last_write, dues) = (&mut self.last_write, &mut self.dues);
+        let mut turn = Turn { config: &self.config, now, out, last_write, dues };
         // A group that panicked half way is never looked at again, but for its lists of ids.
         let end = catch_unwind(AssertUnwindSafe(|| work(group, &mut turn)));
         match end {
@@ -368,6 +378,15 @@ impl Shard {
         }
     }
 
+    fn visit_due(&mut self, now: Now, out: &mut Output) {
+        while let Some(&(due_ms, group)) = self.dues.first()
+            && due_ms <= now.monotonic_ms
+        {
+            self.dues.pop_first();
+            self.touch(now, group, out, |group, _| group.visited());
+        }
+    }
+
     fn node_silent(&mut self, now: Now, node: NodeId, out: &mut Output) {
         let sleeps = |slot: &Slot| matches!(slot, Slot::Open(group) if !group.awake);
         let mut asleep: Vec<GroupId> =
@@ -414,6 +433,11 @@ impl Shard {
             refuse_reads(id, group.give_up_reads(), ReadError::Quarantined(reason.clone()), out);
         }
         out.quarantined.push((id, reason));
+    }
+
+    /// When it wants [`Input::Due`] at the latest, by the monotonic clock; none: nothing waits for that.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.dues.first().map(|(due_ms, _)| *due_ms)
     }
 
     /// Where a group stands; none if it is not open.

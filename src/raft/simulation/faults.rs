@@ -17,7 +17,7 @@ pub(super) struct Faults {
 }
 
 /// Everything that must happen in a run over many seeds, in the order of the alphabet.
-const KINDS: [&str; 59] = [
+const KINDS: [&str; 60] = [
     "acknowledged",
     "all asleep",
     "asleep",
@@ -49,6 +49,7 @@ const KINDS: [&str; 59] = [
     "membership change",
     "membership refused",
     "message after a pause",
+    "news kept back",
     "overtaken message",
     "passed over",
     "pause",

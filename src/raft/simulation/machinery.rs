@@ -17,11 +17,13 @@ impl World {
         let node = self.node(id);
         node.tick(tick_ms);
         let is_slow = node.slow_until_ms > now_ms;
-        let ticks =
-            node.life.iter().flat_map(|life| &life.inbox).filter(|input| matches!(input, Input::Tick));
-        if ticks.count() > 1 {
+        let inbox = node.life.iter().flat_map(|life| &life.inbox);
+        let ticks = inbox.clone().filter(|input| matches!(input, Input::Tick)).count();
+        let kept_back = inbox.filter(|input| matches!(input, Input::Due)).count();
+        if ticks > 1 {
             self.faults.count("burst of ticks");
         }
+        self.faults.count_times("news kept back", kept_back as u64);
         if self.rng.one_in(if is_slow { 60 } else { 2 }) {
             self.sync(id);
         } else if is_slow && !self.life(id).unsynced.is_empty() {

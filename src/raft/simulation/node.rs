@@ -117,12 +117,16 @@ impl SimNode {
         Now { monotonic_ms, wall_ms: world_ms + self.wall_offset_ms }
     }
 
-    /// Says the ticks that are due. After a pause there are many.
+    /// Says the ticks that are due, after a pause there are many, and what else has waited for its time.
     pub(super) fn tick(&mut self, tick_ms: u64) {
         let Some(life) = &mut self.life else { return };
-        while life.next_tick_ms <= life.monotonic_us / 1_000 {
+        let now_ms = life.monotonic_us / 1_000;
+        while life.next_tick_ms <= now_ms {
             life.next_tick_ms += tick_ms;
             life.inbox.push(Input::Tick);
+        }
+        if life.shard.due_ms().is_some_and(|due_ms| due_ms <= now_ms) {
+            life.inbox.push(Input::Due);
         }
     }
 

@@ -68,6 +68,7 @@ fn settings(rng: &mut Rng, bug: Option<Bug>) -> ShardConfig {
         cache_bytes_max: rng.below(2) as usize * 10_000,
         append_bytes_max: 200 + rng.below(10_000) as usize,
         appends_in_flight_max: 1 + rng.below(8) as usize,
+        news_delay_ms: [0, 20, 100][rng.below(3) as usize],
         lag_entries_max: [0, 5, 50][rng.below(3) as usize],
         lag_bytes_max: [0, 1 << 20, 1 << 20][rng.below(3) as usize],
         sleep_after_ticks: [0, 3, 10][rng.below(3) as usize],
