@@ -1,5 +1,5 @@
 //! What it costs the others when a follower gets the state of a large machine: three nodes, a kv machine of
-//! so many values of 1 KiB, and puts at a steady rate before and while a follower is reseeded.
+//! so many values of 1 KiB, and puts of 256 bytes at a steady rate before and while a follower is reseeded.
 //!
 //! The nodes are processes of their own; they and the load share this computer. Puts are begun when they are
 //! due, whether or not those before are done, and their time counts from when they were due.
@@ -20,7 +20,10 @@ use statehouse::machine::outcome::Outcome;
 use statehouse_kv::Call;
 use statehouse_kv::messages::PutRequest;
 
+/// The values of the machine.
 const VALUE_BYTES: usize = 1 << 10;
+/// The values that are put meanwhile.
+const PUT_BYTES: usize = 256;
 const UNDER_WAY: usize = 200;
 /// Puts are measured so long before the reseeding.
 const BEFORE: Duration = Duration::from_secs(20);
@@ -28,10 +31,10 @@ const BEFORE: Duration = Duration::from_secs(20);
 const SETTLING: Duration = Duration::from_secs(20);
 const CONNECTIONS: usize = 8;
 
-fn put(number: u64) -> Bytes {
+fn put(number: u64, value_bytes: usize) -> Bytes {
     let key = format!("key{number:08}").into_bytes();
     // Not all alike, or compression would make it small.
-    let mut value = vec![0; VALUE_BYTES];
+    let mut value = vec![0; value_bytes];
     blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut value);
     PutRequest { key, value, ..Default::default() }.to_envelope().into()
 }
@@ -42,7 +45,7 @@ async fn fill(client: &Client, values: u64) {
     let mut sent = 0;
     for done in 0..values {
         while sent < values && sent - done < UNDER_WAY as u64 {
-            sender.send(sent, "kv", put(sent)).await.expect("sent");
+            sender.send(sent, "kv", put(sent, VALUE_BYTES)).await.expect("sent");
             sent += 1;
         }
         let (_, result) = answers.next().await.expect("the stream goes on").expect("an answer");
@@ -63,7 +66,7 @@ async fn load(cluster: &Cluster, values: u64, rate: u64, stop: Arc<AtomicBool>) 
         let client = clients[number as usize % clients.len()].clone();
         tasks.push(tokio::spawn(async move {
             let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % values;
-            let outcome = client.apply("kv", put(spread)).await.expect("applied").outcome;
+            let outcome = client.apply("kv", put(spread, PUT_BYTES)).await.expect("applied").outcome;
             assert!(matches!(outcome, Outcome::Ok(_)), "{outcome:?}");
             due.elapsed().as_micros() as u32
         }));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::Span;
 
+use super::background;
 use super::cluster::Errand;
 use super::halt_note::HaltNote;
 use super::history::LogHistory;
@@ -30,6 +31,7 @@ use crate::machine::stored::Stored;
 use crate::machine::view::{Table, View};
 use crate::raft::{Input, Role, SnapshotHead};
 use crate::storage::entry::{Entry, EntryKind};
+use crate::storage::snapshot;
 use crate::trace::TraceContext;
 
 /// Bytes of entries that are read at a time when a machine catches up.
@@ -196,7 +198,9 @@ impl Applier {
         stage.snapshots.put_in_force(self.group, snapshot.index)?;
         let read = stage.snapshots.read(self.group, snapshot.index)?;
         read.header().check_engine(&stage.engine)?;
-        self.head = crate::storage::snapshot::install(&stage.state, read)?.head;
+        // Others' commands come first: with a gigabyte to write and to compact there is work for every core.
+        let installed = background::run_and_wait("install", || snapshot::install(&stage.state, read))?;
+        self.head = installed?.head;
         match &mut self.behavior {
             // Its rows are all there is.
             Behavior::Stored(_) => stage.snapshots.remove_all(self.group)?,

@@ -18,16 +18,37 @@ pub async fn run<T: Send + 'static>(
 ) -> Result<T, Fault> {
     let (done, told) = oneshot::channel();
     let run = move || {
-        // On Linux this is about the calling thread. Without it the work is done all the same.
-        if let Err(why) = rustix::process::nice(NICENESS) {
-            tracing::debug!(%why, "a thread keeps its priority");
-        }
+        give_way();
         // Whoever asked may have gone away.
         let _ = done.send(work());
     };
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
     spawned.map_err(|e| Fault::new(format!("the thread for a {name} cannot be started: {e}")))?;
     told.await.map_err(|_| Fault::new(format!("a {name} panicked")))
+}
+
+/// The same for a thread that must wait for it.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_and_wait<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, Fault> {
+    std::thread::scope(|scope| {
+        let run = || {
+            give_way();
+            work()
+        };
+        let spawned = std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, run);
+        let thread =
+            spawned.map_err(|e| Fault::new(format!("the thread for a {name} cannot be started: {e}")))?;
+        thread.join().map_err(|_| Fault::new(format!("a {name} panicked")))
+    })
+}
+
+/// On Linux this is about the calling thread. Without it the work is done all the same.
+fn give_way() {
+    if let Err(why) = rustix::process::nice(NICENESS) {
+        tracing::debug!(%why, "a thread keeps its priority");
+    }
 }
 
 #[cfg(test)]
@@ -41,6 +62,16 @@ mod tests {
         assert_eq!(other, (own + NICENESS).min(19));
         assert_eq!(niceness().unwrap(), own, "nobody else gives way");
         let failed = run("test", || panic!("on purpose")).await;
+        assert!(failed.unwrap_err().to_string().contains("panicked"));
+    }
+
+    #[test]
+    fn who_waits_keeps_its_own_priority() {
+        let niceness = || rustix::process::getpriority_process(None).unwrap();
+        let own = niceness();
+        assert_eq!(run_and_wait("test", niceness).unwrap(), (own + NICENESS).min(19));
+        assert_eq!(niceness(), own);
+        let failed = run_and_wait("test", || panic!("on purpose"));
         assert!(failed.unwrap_err().to_string().contains("panicked"));
     }
 }
