@@ -199,8 +199,8 @@ impl Applier {
         let read = stage.snapshots.read(self.group, snapshot.index)?;
         read.header().check_engine(&stage.engine)?;
         // Others' commands come first: with a gigabyte to write and to compact there is work for every core.
-        let installed = background::run_and_wait("install", || snapshot::install(&stage.state, read))?;
-        self.head = installed?.head;
+        let install = || snapshot::install(&stage.state, read);
+        self.head = background::run_and_wait("snapshot install", install)??.head;
         match &mut self.behavior {
             // Its rows are all there is.
             Behavior::Stored(_) => stage.snapshots.remove_all(self.group)?,
