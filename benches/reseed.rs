@@ -25,8 +25,9 @@ const VALUE_BYTES: usize = 1 << 10;
 /// The values that are put meanwhile.
 const PUT_BYTES: usize = 256;
 const UNDER_WAY: usize = 200;
-/// Puts are measured so long before the reseeding.
-const BEFORE: Duration = Duration::from_secs(20);
+/// Puts are measured so long before the reseeding: about as long as that takes, so that as much of what a
+/// node does at times, flushes and compactions, is in both.
+const BEFORE: Duration = Duration::from_secs(60);
 /// What is left from the filling, and a first load, get so long.
 const SETTLING: Duration = Duration::from_secs(20);
 const CONNECTIONS: usize = 8;

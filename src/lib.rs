@@ -41,7 +41,8 @@
 //!
 //! # Layout
 //! Arrows point one way, from the top of this list to the bottom:
-//! - `id`, `error`, `time`, `inbox`: names, failures, the only reader of clocks, queues between threads
+//! - `id`, `error`, `time`, `inbox`, `priority`: names, failures, the only reader of clocks, queues between
+//!   threads, giving way
 //! - `machine`: the heart, what a committed batch does; pure
 //! - `storage`: what is on disk; `wasm`: running components; neither knows the other
 //! - `trial`: a host in memory for one machine, to try a component with
@@ -66,6 +67,7 @@ pub mod inbox;
 pub mod machine;
 pub mod net;
 pub mod node;
+mod priority;
 pub mod proto;
 pub mod raft;
 pub mod storage;

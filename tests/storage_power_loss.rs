@@ -549,17 +549,22 @@ fn a_power_failure_while_rows_are_replaced_leaves_the_old_the_new_or_a_mark() {
     (1..=20).for_each(|index| write_batch(&state, 1, index));
     state.flush().unwrap();
     let mut frozen = Vec::new();
+    disk.record_history();
     let mut replacement = state.replace(GroupId(1), Index(90)).unwrap();
-    let filler = vec![1; 200_000];
+    let filler = vec![1; 20_000];
+    for row in 1..=90u64 {
+        replacement.put(Table::Store, format!("filler {row:02}").as_bytes(), &filler).unwrap();
+    }
+    replacement.put(Table::Store, b"last", &90u64.to_be_bytes()).unwrap();
     for row in 1..=90u64 {
         replacement.put(Table::Events, &row.to_be_bytes(), &row.to_be_bytes()).unwrap();
-        replacement.put(Table::Store, format!("filler {row}").as_bytes(), &filler).unwrap();
-        if row % 5 == 0 {
+        if row % 10 == 0 {
             frozen.push((disk.freeze(), false));
         }
     }
-    replacement.put(Table::Store, b"last", &90u64.to_be_bytes()).unwrap();
     replacement.finish(&Head { index: Index(90), ..Head::default() }).unwrap();
+    // Each sync there was: of the files of rows, and of those that say what there is.
+    frozen.extend(disk.history().into_iter().map(|frozen| (frozen, false)));
     frozen.push((disk.freeze(), true));
     drop(state);
     let mut interrupted = 0;

@@ -4,9 +4,7 @@
 use tokio::sync::oneshot;
 
 use crate::error::Fault;
-
-/// How far such a thread steps back: it gets about a tenth of a core that others want whole.
-const NICENESS: i32 = 10;
+use crate::priority::give_way;
 
 /// Runs `work` on a thread called `name`.
 ///
@@ -44,16 +42,10 @@ pub fn run_and_wait<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Res
     })
 }
 
-/// On Linux this is about the calling thread. Without it the work is done all the same.
-fn give_way() {
-    if let Err(why) = rustix::process::nice(NICENESS) {
-        tracing::debug!(%why, "a thread keeps its priority");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::priority::NICENESS;
 
     #[tokio::test]
     async fn a_thread_of_its_own_gives_way_and_a_panic_is_told() {

@@ -1,4 +1,5 @@
-//! The keeper: flushes the state, lets the log be cut behind it, and proposes cuts of event history.
+//! The keeper: flushes the state, lets the log be cut behind it, drops rows that were replaced, and proposes
+//! cuts of event history.
 //!
 //! Promises: the log is never cut beyond what `state` has flushed, nor, for a resident machine, beyond its
 //! last snapshot. Must never wait for a guest: it looks after all machines.
@@ -62,6 +63,7 @@ impl Keeper {
             self.retention.round(&self.registry.all(), &self.stage)?;
         }
         self.rounds = self.rounds.wrapping_add(1);
+        self.stage.state.drop_replaced()?;
         let now_ms = self.stage.clock.now().monotonic_ms;
         if !self.laid_out && now_ms >= LAY_OUT_AFTER_MS {
             self.laid_out = true;

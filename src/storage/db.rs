@@ -8,16 +8,22 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRecoveryMode, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch,
+    WriteOptions,
 };
 
+pub use self::sorted::SortedFile;
 use super::manifest;
 use crate::error::{Error, Fault, REPAIR};
 use crate::machine::view::{Direction, Visitor};
+use crate::priority::threads_give_way;
+
+mod sorted;
 
 /// A column family, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +65,10 @@ pub struct Db {
     failed: OnceLock<Fault>,
     /// Reads of the latest rows; made once because making one costs an allocation on the far side.
     latest: ReadOptions,
+    /// What it was opened with: for files that are to be like its own.
+    options: Options,
+    /// How many files of sorted rows were begun: each gets a name of its own.
+    sorted_files: AtomicU64,
     db: DB,
 }
 
@@ -106,7 +116,8 @@ impl Db {
     /// caller to check, by [`Preview`], before this.
     pub fn open_log(path: &Path, sizes: Sizes) -> Result<Db, Error> {
         let options = log_options(sizes);
-        Db::open("log", path, &options, vec![ColumnFamilyDescriptor::new("default", options.clone())])
+        let families = vec![ColumnFamilyDescriptor::new("default", options.clone())];
+        Db::open("log", path, options, families)
     }
 
     /// Opens the state database with `families`, made if they are not there.
@@ -115,18 +126,31 @@ impl Db {
         let described = std::iter::once(Family::DEFAULT).chain(families.iter().copied());
         let described =
             described.map(|family| ColumnFamilyDescriptor::new(family.0, options.clone())).collect();
-        Db::open("state", path, &options, described)
+        let db = Db::open("state", path, options, described)?;
+        let failed = |e| Fault::new(format!("preparing {} failed: {e}", db.place()));
+        sorted::prepare(path).map_err(failed)?;
+        // Who reads and writes comes first. If compaction cannot keep up, RocksDB has writes wait for it.
+        threads_give_way("rocksdb:low");
+        Ok(db)
     }
 
     fn open(
         name: &'static str,
         path: &Path,
-        options: &Options,
+        options: Options,
         families: Vec<ColumnFamilyDescriptor>,
     ) -> Result<Db, Error> {
         check_list(name, path)?;
-        let db = DB::open_cf_descriptors(options, path, families).map_err(|e| open_error(name, path, &e))?;
-        Ok(Db { name, path: path.to_owned(), failed: OnceLock::new(), latest: ReadOptions::default(), db })
+        let db = DB::open_cf_descriptors(&options, path, families).map_err(|e| open_error(name, path, &e))?;
+        Ok(Db {
+            name,
+            path: path.to_owned(),
+            failed: OnceLock::new(),
+            latest: ReadOptions::default(),
+            options,
+            sorted_files: AtomicU64::new(0),
+            db,
+        })
     }
 
     /// The database's name and place, for errors.
@@ -245,7 +269,7 @@ impl Db {
     }
 
     /// Turns the database off after `error`.
-    fn stop(&self, doing: &str, error: &rocksdb::Error) -> Fault {
+    fn stop(&self, doing: &str, error: &dyn std::fmt::Display) -> Fault {
         self.fail(Fault::new(format!(
             "{doing} {} failed: {error}. It answers nothing more: see to the disk (space, health), then \
              start the node again",
@@ -397,16 +421,21 @@ fn base_options(sizes: Sizes) -> Options {
     options
 }
 
-/// Blocks of 16 KiB with a filter of 10 bits a key: a missing key costs no disk read in 99 of 100 cases.
+/// Blocks of 16 KiB with a filter of 16 bits a key: of a thousand missing keys one costs a disk read, in each
+/// file that could have it.
 fn block_options(cache: &Cache) -> BlockBasedOptions {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     blocks.set_block_size(16 << 10);
-    blocks.set_bloom_filter(10.0, false);
+    blocks.set_bloom_filter(16.0, false);
     blocks.set_optimize_filters_for_memory(true);
-    // In the cache, so that state of any size keeps to the cache's bound.
+    // In the cache, so that state of any size keeps to the cache's bound; and in parts of a few KiB, because
+    // those of a whole file would push everything else out of it.
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_pin_top_level_index_and_filter(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_format_version(6);
     blocks
@@ -433,7 +462,9 @@ fn log_options(sizes: Sizes) -> Options {
 /// The state: no write-ahead log, all families flushed as of one moment, fast point reads.
 fn state_options(sizes: Sizes) -> Options {
     let mut options = base_options(sizes);
-    let mut blocks = block_options(&Cache::new_lru_cache(sizes.block_cache_bytes));
+    // Many threads look up many small parts: without a lock. The size of what is in it is found out.
+    let cache = Cache::new_hyper_clock_cache(sizes.block_cache_bytes, 0);
+    let mut blocks = block_options(&cache);
     blocks.set_data_block_index_type(rocksdb::DataBlockIndexType::BinaryAndHash);
     options.set_block_based_table_factory(&blocks);
     options.set_atomic_flush(true);

@@ -27,9 +27,9 @@ use crate::id::NodeId;
 
 /// The format of everything in the directory. Raised when an older version could not read it.
 ///
-/// 2: the events of a batch share rows.
-const FORMAT: u32 = 2;
-/// The oldest format that this version reads.
+/// 2: the events of a batch share rows. 3: rows that were replaced are under a prefix of their own.
+const FORMAT: u32 = 3;
+/// The oldest format that this version reads. What it then writes is in its own.
 const FORMAT_MIN: u32 = 2;
 
 const IDENTITY_FILE: &str = "identity";
@@ -187,7 +187,7 @@ impl Directory {
         std::fs::create_dir_all(root).map_err(failed("making it"))?;
         let lock = take_lock(root)?;
         remove_leftovers(root).map_err(failed("removing what a crash left"))?;
-        let identity = read_identity(root)?;
+        let (format, identity) = read_identity(root)?.unzip();
         match &identity {
             None => refuse_leftover_data(root)?,
             Some(found) if found.name != name => {
@@ -196,6 +196,9 @@ impl Directory {
                     found: found.name.clone(),
                     expected: name.to_owned(),
                 });
+            }
+            Some(found) if format < Some(FORMAT) => {
+                write_identity(root, found).map_err(failed("writing its identity"))?;
             }
             Some(_) => {}
         }
@@ -312,7 +315,8 @@ fn take_lock(root: &Path) -> Result<File, DirectoryError> {
     Ok(lock)
 }
 
-fn read_identity(root: &Path) -> Result<Option<Identity>, DirectoryError> {
+/// With the format that it was written in.
+fn read_identity(root: &Path) -> Result<Option<(u32, Identity)>, DirectoryError> {
     let Some(line) = sealed::read(root, IDENTITY_FILE, "reading its identity")? else { return Ok(None) };
     let damaged = |what| sealed::damaged(root, IDENTITY_FILE, what);
     let FormatOnly { format } = serde_json::from_str(&line).map_err(|_| damaged("it has no format"))?;
@@ -324,7 +328,7 @@ fn read_identity(root: &Path) -> Result<Option<Identity>, DirectoryError> {
         return Err(DirectoryError::OlderFormat { path: path(), found: format });
     }
     let read: IdentityLine = serde_json::from_str(&line).map_err(|_| damaged("a part of it is missing"))?;
-    Ok(Some(read.identity))
+    Ok(Some((format, read.identity)))
 }
 
 fn write_identity(root: &Path, identity: &Identity) -> io::Result<()> {
@@ -410,7 +414,17 @@ mod tests {
     fn a_newer_format_is_refused_with_both_numbers() {
         let error = refusal_of_format(7);
         assert!(matches!(error, DirectoryError::NewerFormat { found: 7, .. }), "{error}");
-        assert!(error.to_string().contains("format 7") && error.to_string().contains("up to 2"), "{error}");
+        assert!(error.to_string().contains("format 7") && error.to_string().contains("up to 3"), "{error}");
+    }
+
+    #[test]
+    fn a_format_that_is_read_is_written_as_the_present_one() {
+        let place = established();
+        let line = serde_json::to_string(&IdentityLine { format: FORMAT_MIN, identity: identity() }).unwrap();
+        sealed::write(place.path(), IDENTITY_FILE, &line).unwrap();
+        assert_eq!(Directory::open(place.path(), "n1").unwrap().identity(), Some(&identity()));
+        // Before anything else is written that an older version could not read.
+        assert_eq!(read_identity(place.path()).unwrap(), Some((FORMAT, identity())));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use self::read::{GuestSource, SnapshotReader};
 pub use self::staged::Staging;
 pub use self::write::{GuestSink, SnapshotWriter};
 use super::entry::Membership;
-use super::file::{make_directory, remove_leftovers, sync_directory};
+use super::file::{make_directory, remove_large, remove_leftovers, sync_directory};
 use super::log::MembershipRow;
 use super::state::{StateDb, StateSnapshot};
 use crate::error::{Error, Fault};
@@ -247,7 +247,7 @@ impl Snapshots {
         let mut removed = false;
         for index in self.list(group)? {
             if which(index) {
-                match std::fs::remove_file(self.path(group, index)) {
+                match remove_large(&self.path(group, index)) {
                     // Two may remove at the same time: the saver, and who drops the machine.
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                     result => result.map_err(failed)?,
@@ -269,8 +269,8 @@ impl Snapshots {
 
 /// Writes the rows of a machine, as they are in `state`, into a snapshot of it. All that a stored machine's
 /// snapshot needs; a resident machine's guest writes its part afterwards.
-pub fn write_rows(writer: &mut SnapshotWriter, state: &StateSnapshot, group: GroupId) -> Result<(), Fault> {
-    state.rows(group, &mut |table, key, value| writer.put(table, key, value))
+pub fn write_rows(writer: &mut SnapshotWriter, state: &StateSnapshot) -> Result<(), Fault> {
+    state.rows(&mut |table, key, value| writer.put(table, key, value))
 }
 
 /// Replaces a machine's rows by those of a snapshot, whose every byte is looked at before the first row is

@@ -10,7 +10,7 @@
 //! one moment, in the order of the writes: so what survives a crash is what was there after some write.
 //!
 //! # Keys
-//! The group (8 bytes, big-endian), then the table's own key.
+//! The prefix of the machine's present [`Generation`] (8 bytes), then the table's own key.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -19,14 +19,19 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::db::{Changes, Db, Durability, Family, Pinned, Scan, Sizes};
+use self::generation::{Generation, Place, Places};
+use super::db::{Changes, Db, Durability, Family, Pinned, Scan, Sizes, SortedFile};
 use crate::error::{Error, Fault, REPAIR};
 use crate::id::{GroupId, Index};
 use crate::machine::batch::Head;
 use crate::machine::view::{Direction, Span, Table, View, Visitor};
 
-/// The column families, in the order of `Table::ALL`. Part of the stored format.
-const FAMILIES: [Family; 4] = [Family("head"), Family("store"), Family("events"), Family("leases")];
+mod generation;
+
+/// The column families: of the tables, in the order of `Table::ALL`, and the one that says where each
+/// machine's rows are. Part of the stored format.
+const FAMILIES: [Family; 5] =
+    [Family("head"), Family("store"), Family("events"), Family("leases"), generation::FAMILY];
 
 /// A row in `Table::Head` that is there only while a machine's rows are being replaced as a whole.
 const REPLACING_KEY: &[u8] = b"replacing";
@@ -35,8 +40,11 @@ const REPLACING_KEY: &[u8] = b"replacing";
 /// with the rows, when they are replaced or dropped.
 const HALTED_KEY: &[u8] = b"halted";
 
-/// Rows of a replacement are written in portions of about this size.
-const PORTION_BYTES: usize = 4 << 20;
+/// Rows of a replacement come in files of about this size.
+const FILE_BYTES: u64 = 64 << 20;
+
+/// So many files are dropped at a time.
+const FILES_DROPPED: usize = 2;
 
 /// How much memory the state database may take, and how many files it keeps open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +67,11 @@ impl Default for StateSizes {
 pub struct StateDb {
     db: Arc<Db>,
     progress: Mutex<Progress>,
+    places: Mutex<Places>,
     /// Held while a flush runs: the heads it makes durable are noted in the order of the flushes.
     flushing: Mutex<()>,
+    /// Held while rows are dropped: a group that is dropped may come back under the prefix it had.
+    dropping: Mutex<()>,
 }
 
 /// How far each machine is.
@@ -72,10 +83,11 @@ struct Progress {
     durable: BTreeMap<GroupId, Index>,
 }
 
-/// All machines at one moment. Costs little to make; while it lives, what it shows is kept on disk.
+/// A machine at one moment. Costs little to make; while it lives, what it shows is kept on disk.
 #[derive(Clone)]
 pub struct StateSnapshot {
     pinned: Arc<Pinned>,
+    generation: Arc<Generation>,
 }
 
 /// Called with each row of a machine; an error ends the visit.
@@ -99,11 +111,18 @@ impl StateDb {
     pub fn open(directory: &Path, sizes: StateSizes) -> Result<(StateDb, Opened), Error> {
         let StateSizes { write_buffer_bytes, block_cache_bytes, open_files_max } = sizes;
         let sizes = Sizes { write_buffer_bytes, block_cache_bytes, open_files_max };
-        let db = Arc::new(Db::open_state(directory, &FAMILIES, sizes)?);
-        let opened = read_heads(&db)?;
+        let families = FAMILIES.into_iter().filter(|&family| family != Family::DEFAULT);
+        let db = Arc::new(Db::open_state(directory, &families.collect::<Vec<_>>(), sizes)?);
+        let places = Places::read(&db)?;
+        let opened = read_heads(&db, &places)?;
         let durable: BTreeMap<_, _> = opened.heads.iter().map(|(&group, head)| (group, head.index)).collect();
-        let progress = Mutex::new(Progress { written: durable.clone(), durable });
-        let state = StateDb { db, progress, flushing: Mutex::new(()) };
+        let state = StateDb {
+            db,
+            progress: Mutex::new(Progress { written: durable.clone(), durable }),
+            places: Mutex::new(places),
+            flushing: Mutex::new(()),
+            dropping: Mutex::new(()),
+        };
         for (&group, &index) in &opened.interrupted {
             state.begin_replacing(group, index)?;
         }
@@ -112,17 +131,20 @@ impl StateDb {
 
     /// A machine's tables as they are now and become: for the one who writes them.
     pub fn view(&self, group: GroupId) -> Arc<dyn View> {
-        Arc::new(MachineView { rows: Rows::Latest(self.db.clone()), group: group.0.to_be_bytes() })
+        Arc::new(MachineView(Rows::Latest { db: self.db.clone(), place: self.place(group) }))
     }
 
     /// A machine's tables as they are now, for ever.
     pub fn snapshot_view(&self, group: GroupId) -> Arc<dyn View> {
-        self.snapshot().view(group)
+        self.snapshot(group).view()
     }
 
-    /// All machines as they are now.
-    pub fn snapshot(&self) -> StateSnapshot {
-        StateSnapshot { pinned: Arc::new(Pinned::new(self.db.clone())) }
+    /// A machine as it is now.
+    pub fn snapshot(&self, group: GroupId) -> StateSnapshot {
+        let place = self.place(group);
+        // Held meanwhile: what is pinned is of this generation.
+        let generation = place.generation.read();
+        StateSnapshot { pinned: Arc::new(Pinned::new(self.db.clone())), generation: generation.clone() }
     }
 
     /// Writes one batch's effects and the head after them, all or nothing. Durable after the next
@@ -133,25 +155,25 @@ impl StateDb {
         writes: impl IntoIterator<Item = (Table, K, Option<V>)>,
         head: &Head,
     ) -> Result<(), Fault> {
+        let generation = self.place(group).now();
         let mut changes = self.db.changes(&FAMILIES)?;
         let mut key = Vec::with_capacity(64);
         for (table, row, value) in writes {
-            set_key(&mut key, group, row.as_ref());
+            generation.set_key(&mut key, row.as_ref());
             match value {
                 Some(value) => changes.put(family(table), &key, value.as_ref()),
                 None => changes.delete(family(table), &key),
             }
         }
-        self.write_head(changes, group, head)
+        self.write_head(changes, group, &generation, head)
     }
 
     /// Removes the rows of a machine's table before `end`, which the machine does not need any more. They may
     /// come back after a crash.
     pub fn remove_before(&self, group: GroupId, table: Table, end: &[u8]) -> Result<(), Fault> {
+        let generation = self.place(group).now();
         let mut changes = self.db.changes(&FAMILIES)?;
-        let mut key = Vec::new();
-        set_key(&mut key, group, end);
-        changes.delete_range(family(table), &group.0.to_be_bytes(), &key);
+        changes.delete_range(family(table), generation.start(), &generation.key(end));
         self.db.write(changes, Durability::Memory)
     }
 
@@ -177,8 +199,12 @@ impl StateDb {
     /// Removes all of a machine. Durable after the next flush: a node that starts again must drop again the
     /// groups that its catalog does not know.
     pub fn drop_group(&self, group: GroupId) -> Result<(), Fault> {
+        let _dropping = self.dropping.lock();
         let mut changes = self.db.changes(&FAMILIES)?;
-        delete_group(&mut changes, group);
+        let generations = self.places.lock().drop_group(group, &mut changes);
+        for generation in generations {
+            delete_rows(&mut changes, &generation);
+        }
         self.forget_progress(group);
         self.db.write(changes, Durability::Memory)
     }
@@ -186,8 +212,26 @@ impl StateDb {
     /// Begins to replace all of a machine's rows, as of the snapshot at `index`. Its views at earlier points
     /// stay as they are. Until [`Replacement::finish`] the machine has no head, also after a crash.
     pub fn replace(&self, group: GroupId, index: Index) -> Result<Replacement<'_>, Fault> {
-        self.begin_replacing(group, index)?;
-        Ok(Replacement { state: self, group, changes: self.db.changes(&FAMILIES)?, key: Vec::new() })
+        let generation = self.begin_replacing(group, index)?;
+        Ok(Replacement { state: self, group, generation, file: None, key: Vec::new() })
+    }
+
+    /// Drops rows that were replaced and that nobody reads any more: a few of their files, because a disk has
+    /// others wait while it is told what is free. Whether some may be left.
+    pub fn drop_replaced(&self) -> Result<bool, Fault> {
+        let _dropping = self.dropping.lock();
+        let Some(generation) = self.places.lock().unread() else { return Ok(false) };
+        let (start, end) = (generation.start(), &generation.key(&[0xff; 16]));
+        if self.db.drop_some_files(start, end, FILES_DROPPED)? {
+            return Ok(true);
+        }
+        // What is in files together with other rows, or in memory.
+        let mut changes = self.db.changes(&FAMILIES)?;
+        delete_rows(&mut changes, &generation);
+        generation::note_dropped(&mut changes, &generation);
+        self.db.write(changes, Durability::Memory)?;
+        self.places.lock().forget_former(&generation);
+        Ok(true)
     }
 
     /// What the disk still takes, if that can be said.
@@ -198,10 +242,9 @@ impl StateDb {
     /// Notes that a machine's state is not to be relied on, durably: a start finds it in [`Opened::halted`]
     /// until the rows are replaced. What was noted before is replaced.
     pub fn note_halted(&self, group: GroupId, note: &[u8]) -> Result<(), Fault> {
+        let generation = self.place(group).now();
         let mut changes = self.db.changes(&FAMILIES)?;
-        let mut key = Vec::new();
-        set_key(&mut key, group, HALTED_KEY);
-        changes.put(family(Table::Head), &key, note);
+        changes.put(family(Table::Head), &generation.key(HALTED_KEY), note);
         self.db.write(changes, Durability::Memory)?;
         self.flush().map(drop)
     }
@@ -216,22 +259,40 @@ impl StateDb {
         self.db.failure()
     }
 
-    /// Clears all rows and leaves the mark, in one write: whatever part of the new rows a crash leaves, the
-    /// mark is there with them, because what survives is always the beginning of what was written.
-    fn begin_replacing(&self, group: GroupId, index: Index) -> Result<(), Fault> {
-        let mut changes = self.db.changes(&FAMILIES)?;
-        delete_group(&mut changes, group);
-        let mut key = Vec::new();
-        set_key(&mut key, group, REPLACING_KEY);
-        changes.put(family(Table::Head), &key, &index.0.to_be_bytes());
-        self.forget_progress(group);
-        self.db.write(changes, Durability::Memory)
+    fn place(&self, group: GroupId) -> Arc<Place> {
+        self.places.lock().of(group)
     }
 
-    fn write_head(&self, mut changes: Changes, group: GroupId, head: &Head) -> Result<(), Fault> {
-        let mut key = Vec::with_capacity(16);
-        set_key(&mut key, group, Head::KEY);
-        changes.put(family(Table::Head), &key, &head.encode());
+    /// Gives the machine a new generation, which has no rows but the mark. Durable when it returns: of the
+    /// rows that come next whole files are durable at once, and no crash may leave them without the mark.
+    fn begin_replacing(&self, group: GroupId, index: Index) -> Result<Generation, Fault> {
+        let (next, place) = {
+            let mut places = self.places.lock();
+            (places.next(group)?, places.of(group))
+        };
+        let former = {
+            // Nobody begins to read the machine meanwhile.
+            let mut now = place.generation.write();
+            let mut changes = self.db.changes(&FAMILIES)?;
+            generation::note_next(&mut changes, &now, &next);
+            changes.put(family(Table::Head), &next.key(REPLACING_KEY), &index.0.to_be_bytes());
+            self.forget_progress(group);
+            self.db.write(changes, Durability::Memory)?;
+            std::mem::replace(&mut *now, Arc::new(next))
+        };
+        self.places.lock().add_former(former);
+        self.flush()?;
+        Ok(next)
+    }
+
+    fn write_head(
+        &self,
+        mut changes: Changes,
+        group: GroupId,
+        generation: &Generation,
+        head: &Head,
+    ) -> Result<(), Fault> {
+        changes.put(family(Table::Head), &generation.key(Head::KEY), &head.encode());
         self.db.write(changes, Durability::Memory)?;
         self.progress.lock().written.insert(group, head.index);
         Ok(())
@@ -249,47 +310,55 @@ impl StateDb {
 pub struct Replacement<'a> {
     state: &'a StateDb,
     group: GroupId,
-    changes: Changes<'a>,
+    generation: Generation,
+    /// The rows that were added last, and their table.
+    file: Option<(Table, SortedFile<'a>)>,
     key: Vec<u8>,
 }
 
 impl Replacement<'_> {
-    /// Adds a row.
+    /// Adds a row, in the order of the tables and of each table's keys.
     pub fn put(&mut self, table: Table, row: &[u8], value: &[u8]) -> Result<(), Fault> {
-        set_key(&mut self.key, self.group, row);
-        self.changes.put(family(table), &self.key, value);
-        if self.changes.size_bytes() >= PORTION_BYTES {
-            let portion = std::mem::replace(&mut self.changes, self.state.db.changes(&FAMILIES)?);
-            self.state.db.write(portion, Durability::Memory)?;
+        if self.file.as_ref().is_some_and(|(of, file)| *of != table || file.size_bytes() >= FILE_BYTES) {
+            self.take_in()?;
         }
-        Ok(())
+        let (_, file) = match &mut self.file {
+            Some(file) => file,
+            none => none.insert((table, self.state.db.sorted_file(family(table))?)),
+        };
+        self.generation.set_key(&mut self.key, row);
+        file.put(&self.key, value)
     }
 
     /// Gives the machine its new head, and flushes, so that the log may begin after it.
     pub fn finish(mut self, head: &Head) -> Result<(), Fault> {
-        set_key(&mut self.key, self.group, REPLACING_KEY);
-        self.changes.delete(family(Table::Head), &self.key);
-        self.state.write_head(self.changes, self.group, head)?;
+        self.take_in()?;
+        let mut changes = self.state.db.changes(&FAMILIES)?;
+        changes.delete(family(Table::Head), &self.generation.key(REPLACING_KEY));
+        self.state.write_head(changes, self.group, &self.generation, head)?;
         self.state.flush().map(|_| ())
+    }
+
+    fn take_in(&mut self) -> Result<(), Fault> {
+        self.file.take().map_or(Ok(()), |(_, file)| file.take_in())
     }
 }
 
 impl StateSnapshot {
-    /// A machine's tables at that moment.
-    pub fn view(&self, group: GroupId) -> Arc<dyn View> {
-        Arc::new(MachineView { rows: Rows::Pinned(self.pinned.clone()), group: group.0.to_be_bytes() })
+    /// The machine's tables at that moment.
+    pub fn view(&self) -> Arc<dyn View> {
+        Arc::new(MachineView(Rows::Pinned(self.clone())))
     }
 
-    /// Visits all rows of a machine but its head and what is only of this replica, table by table, past the
+    /// Visits all rows of the machine but its head and what is only of this replica, table by table, past the
     /// cache: for a snapshot.
-    pub fn rows(&self, group: GroupId, visit: &mut RowVisitor) -> Result<(), Fault> {
-        let (start, end) = (group.0.to_be_bytes(), group_end(group));
+    pub fn rows(&self, visit: &mut RowVisitor) -> Result<(), Fault> {
         let mut ended = Ok(());
         for table in Table::ALL {
             let all = Scan {
                 family: family(table),
-                start: &start,
-                end: &end,
+                start: self.generation.start(),
+                end: &self.generation.end(),
                 direction: Direction::Forward,
                 cache: false,
             };
@@ -309,48 +378,53 @@ impl StateSnapshot {
 
 /// Where a view reads.
 enum Rows {
-    Latest(Arc<Db>),
-    Pinned(Arc<Pinned>),
+    Latest { db: Arc<Db>, place: Arc<Place> },
+    Pinned(StateSnapshot),
 }
 
-struct MachineView {
-    rows: Rows,
-    group: [u8; 8],
+struct MachineView(Rows);
+
+impl MachineView {
+    fn generation(&self) -> Generation {
+        match &self.0 {
+            Rows::Latest { place, .. } => place.now(),
+            Rows::Pinned(snapshot) => *snapshot.generation,
+        }
+    }
 }
 
 impl View for MachineView {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         // Most keys are short: those need no allocation.
+        let generation = self.generation();
         let mut short = [0; 128];
         let long;
         let key = match short.get_mut(..8 + key.len()) {
             Some(whole) => {
-                whole[..8].copy_from_slice(&self.group);
+                whole[..8].copy_from_slice(generation.start());
                 whole[8..].copy_from_slice(key);
                 &*whole
             }
             None => {
-                long = [&self.group, key].concat();
+                long = generation.key(key);
                 &long
             }
         };
-        match &self.rows {
-            Rows::Latest(db) => db.get(family(table), key),
-            Rows::Pinned(pinned) => pinned.get(family(table), key),
+        match &self.0 {
+            Rows::Latest { db, .. } => db.get(family(table), key),
+            Rows::Pinned(snapshot) => snapshot.pinned.get(family(table), key),
         }
     }
 
     fn scan(&self, table: Table, span: Span, direction: Direction, visit: &mut Visitor) -> Result<(), Fault> {
-        let start = [&self.group, span.start].concat();
-        let end = match span.end {
-            Some(end) => [&self.group, end].concat(),
-            None => group_end(GroupId(u64::from_be_bytes(self.group))).to_vec(),
-        };
+        let generation = self.generation();
+        let start = generation.key(span.start);
+        let end = span.end.map_or_else(|| generation.end().to_vec(), |end| generation.key(end));
         let scan = Scan { family: family(table), start: &start, end: &end, direction, cache: true };
         let mut visit = |key: &[u8], value: &[u8]| visit(&key[8..], value);
-        match &self.rows {
-            Rows::Latest(db) => db.scan(scan, &mut visit),
-            Rows::Pinned(pinned) => pinned.scan(scan, &mut visit),
+        match &self.0 {
+            Rows::Latest { db, .. } => db.scan(scan, &mut visit),
+            Rows::Pinned(snapshot) => snapshot.pinned.scan(scan, &mut visit),
         }
     }
 }
@@ -359,25 +433,14 @@ fn family(table: Table) -> Family {
     FAMILIES[table as usize]
 }
 
-fn set_key(key: &mut Vec<u8>, group: GroupId, row: &[u8]) {
-    key.clear();
-    key.extend_from_slice(&group.0.to_be_bytes());
-    key.extend_from_slice(row);
-}
-
-/// The first key past those of `group`. No group has the last number: the catalog counts from 1.
-fn group_end(group: GroupId) -> [u8; 8] {
-    group.0.saturating_add(1).to_be_bytes()
-}
-
-fn delete_group(changes: &mut Changes, group: GroupId) {
-    for family in FAMILIES {
-        changes.delete_range(family, &group.0.to_be_bytes(), &group_end(group));
+fn delete_rows(changes: &mut Changes, generation: &Generation) {
+    for table in Table::ALL {
+        changes.delete_range(family(table), generation.start(), &generation.end());
     }
 }
 
 /// Reads where every machine stands.
-fn read_heads(db: &Db) -> Result<Opened, Error> {
+fn read_heads(db: &Db, places: &Places) -> Result<Opened, Error> {
     let mut opened = Opened::default();
     let mut damaged = None;
     let scan = Scan {
@@ -387,7 +450,7 @@ fn read_heads(db: &Db) -> Result<Opened, Error> {
         direction: Direction::Forward,
         cache: false,
     };
-    let scanned = db.scan(scan, &mut |key, value| match take_head(&mut opened, key, value) {
+    let scanned = db.scan(scan, &mut |key, value| match take_head(&mut opened, places, key, value) {
         Ok(()) => ControlFlow::Continue(()),
         Err(what) => {
             damaged = Some(what);
@@ -402,9 +465,9 @@ fn read_heads(db: &Db) -> Result<Opened, Error> {
     Err(Error::Damaged(format!("{} is damaged: {damage}. {REPAIR}", db.place())))
 }
 
-fn take_head(opened: &mut Opened, key: &[u8], value: &[u8]) -> Result<(), String> {
-    let (group, row) = key.split_first_chunk::<8>().ok_or("a key in it has no group")?;
-    let group = GroupId(u64::from_be_bytes(*group));
+fn take_head(opened: &mut Opened, places: &Places, key: &[u8], value: &[u8]) -> Result<(), String> {
+    let row = key.get(8..).ok_or("a key in it has no group")?;
+    let Some(group) = places.whose(key) else { return Ok(()) };
     if row == Head::KEY {
         let head = Head::decode(value).map_err(|fault| format!("group {group}: {fault}"))?;
         opened.heads.insert(group, head);

@@ -53,7 +53,7 @@ fn left(directory: &Path, group: GroupId) -> [bool; 3] {
         rows = true;
         Ok(())
     };
-    state.snapshot().rows(group, note).unwrap();
+    state.snapshot(group).rows(note).unwrap();
     let (_, logs) = LogDb::open(&directory.join("log")).unwrap();
     let snapshots = Snapshots::open(&directory.join("snapshots")).unwrap();
     [rows, logs.contains_key(&group), !snapshots.list(group).unwrap().is_empty()]

@@ -52,7 +52,7 @@ fn save_as(directory: &Path, group: GroupId, engine: &str) -> Index {
     let engine = engine.to_owned();
     let header = Header { group, kind: Kind::Stored, head, term: Term(1), membership, engine };
     let mut writer = Snapshots::open(&directory.join("snapshots")).unwrap().create(&header).unwrap();
-    write_rows(&mut writer, &state.snapshot(), group).unwrap();
+    write_rows(&mut writer, &state.snapshot(group)).unwrap();
     writer.finish().unwrap();
     head.index
 }

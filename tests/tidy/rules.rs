@@ -12,15 +12,16 @@ const MAIN_LINES_MAX: usize = 40;
 const REASON_CHARS_MIN: usize = 8;
 
 /// What each top-level module of the crate may know besides itself. A name with `::` is one file of a module.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("id", &[]),
     ("error", &["id"]),
     ("time", &[]),
     ("trace", &["id"]),
     ("inbox", &[]),
+    ("priority", &[]),
     ("config", &["id", "error", "time"]),
     ("machine", &["id", "error"]),
-    ("storage", &["id", "error", "time", "inbox", "config", "machine"]),
+    ("storage", &["id", "error", "time", "inbox", "priority", "config", "machine"]),
     ("wasm", &["id", "error", "time", "config", "machine"]),
     // A machine alone in memory: knows neither disks nor sockets nor the log, and only the program knows it.
     ("trial", &["id", "error", "time", "machine", "wasm"]),
@@ -31,8 +32,8 @@ const ARROWS: [(&str, &[&str]); 22] = [
     (
         "node",
         &[
-            "id", "error", "time", "trace", "inbox", "config", "machine", "storage", "wasm", "raft", "net",
-            "watch", "catalog",
+            "id", "error", "time", "trace", "inbox", "priority", "config", "machine", "storage", "wasm",
+            "raft", "net", "watch", "catalog",
         ],
     ),
     // The values of a node that messages are made of are a file without arrows of its own.

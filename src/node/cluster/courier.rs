@@ -198,8 +198,8 @@ impl Node {
 
     fn write_stored(&self, lane: &Lane) -> Result<(Head, SnapshotHead), Error> {
         let stage = &self.inner.stage;
-        let state = stage.state.snapshot();
-        let row = state.view(lane.group).get(Table::Head, Head::KEY)?;
+        let state = stage.state.snapshot(lane.group);
+        let row = state.view().get(Table::Head, Head::KEY)?;
         let row = row.ok_or_else(|| Error::Unavailable("the machine has no state yet".into()))?;
         let head = Head::decode(&row)?;
         let shard_head = self.shard_head(lane.group, head.index)?;
@@ -213,7 +213,7 @@ impl Node {
             engine: if lane.group == GroupId::CATALOG { String::new() } else { stage.engine.clone() },
         };
         let mut writer = stage.snapshots.create_outgoing(&header)?;
-        write_rows(&mut writer, &state, lane.group)?;
+        write_rows(&mut writer, &state)?;
         writer.finish()?;
         Ok((head, shard_head))
     }

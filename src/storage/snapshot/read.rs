@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{BLOCK_BYTES, Header, MAGIC, PAYLOAD_BYTES_MAX, ROW_PART_BYTES_MAX, Section};
 use crate::error::{Error, Fault, REPAIR};
 use crate::machine::view::Table;
+use crate::storage::file::open_large;
 use crate::storage::state::RowVisitor;
 
 /// A snapshot being read.
@@ -35,7 +36,7 @@ struct Blocks {
 
 impl SnapshotReader {
     pub(super) fn open(path: &Path) -> Result<SnapshotReader, Error> {
-        let file = match File::open(path) {
+        let file = match open_large(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::NotFound(format!("there is no snapshot {}", path.display())));
@@ -64,9 +65,10 @@ impl SnapshotReader {
         &self.blocks.path
     }
 
-    /// Visits the rows.
+    /// Visits the rows: in the order of the tables, and of each table's keys.
     pub fn rows(&mut self, visit: &mut RowVisitor) -> Result<(), Error> {
         let (mut key, mut value) = (Vec::new(), Vec::new());
+        let (mut last_table, mut last_key) = (None, Vec::new());
         let mut front = [0; 9];
         while self.blocks.more_of(Section::Rows)? {
             self.blocks.fill(Section::Rows, &mut front)?;
@@ -82,7 +84,12 @@ impl SnapshotReader {
             value.resize(value_bytes as usize, 0);
             self.blocks.fill(Section::Rows, &mut key)?;
             self.blocks.fill(Section::Rows, &mut value)?;
+            if (last_table, &last_key) >= (Some(table), &key) {
+                return Err(self.blocks.damaged("a row is out of order"));
+            }
             visit(table, &key, &value)?;
+            last_table = Some(table);
+            std::mem::swap(&mut last_key, &mut key);
         }
         Ok(())
     }

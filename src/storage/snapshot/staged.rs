@@ -6,12 +6,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Header, SnapshotReader, SnapshotWriter, Snapshots};
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
-use crate::storage::file::{NewFile, sync_directory};
+use crate::storage::file::{NewFile, open_large, remove_large, sync_directory};
 
 const OUTGOING: &str = "out";
 const STAGED: &str = "staged";
@@ -130,7 +130,7 @@ impl Snapshots {
     /// `NotFound` if there is none: the transfer was given up.
     pub fn open_outgoing(&self, group: GroupId, index: Index) -> Result<File, Error> {
         let path = self.path_of(group, index, OUTGOING);
-        match File::open(&path) {
+        match open_large(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::NotFound(format!(
                 "no snapshot of group {group} at index {index} is being sent from here"
             ))),
@@ -151,8 +151,8 @@ impl Snapshots {
     }
 }
 
-fn remove(path: &PathBuf) -> Result<(), Fault> {
-    match std::fs::remove_file(path) {
+fn remove(path: &Path) -> Result<(), Fault> {
+    match remove_large(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(|e| Fault::new(format!("removing {} failed: {e}", path.display()))),
     }

@@ -37,16 +37,15 @@ fn header(kind: Kind, index: u64) -> Header {
     }
 }
 
-/// Rows that no compression makes small, over several blocks.
+/// Rows that no compression makes small, over several blocks, in order.
 fn many_rows() -> Vec<(Table, Vec<u8>, Vec<u8>)> {
     let value = |row: u64| {
         let mut bytes = vec![0; 300_000];
         blake3::Hasher::new().update(&row.to_le_bytes()).finalize_xof().fill(&mut bytes);
         bytes
     };
-    (0..12)
-        .map(|row| (Table::ALL[1 + row as usize % 3], format!("key {row}").into_bytes(), value(row)))
-        .collect()
+    let row = |row| (Table::ALL[1 + row as usize / 4], format!("key {row:02}").into_bytes(), value(row));
+    (0..12).map(row).collect()
 }
 
 fn write(snapshots: &Snapshots, header: &Header, rows: &[(Table, Vec<u8>, Vec<u8>)], guest: &[u8]) {
@@ -88,6 +87,26 @@ fn a_snapshot_reads_back_rows_and_guest_bytes_over_many_blocks() {
     let mut alone = Vec::new();
     snapshots.read(GroupId(7), Index(40)).unwrap().guest().read_to_end(&mut alone).unwrap();
     assert!(alone == guest, "the guest's bytes without a look at the rows");
+}
+
+#[test]
+fn rows_out_of_order_are_told_and_not_installed() {
+    let place = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(place.path()).unwrap();
+    let row = |table, key: &str| (table, key.as_bytes().to_vec(), Vec::new());
+    for (first, second) in [
+        (row(Table::Store, "b"), row(Table::Store, "a")),
+        (row(Table::Store, "a"), row(Table::Store, "a")),
+        (row(Table::Leases, "a"), row(Table::Store, "b")),
+    ] {
+        write(&snapshots, &header(Kind::Stored, 40), &[first, second], b"");
+        let error = read(&snapshots, 40).unwrap_err();
+        assert!(matches!(&error, Error::Damaged(what) if what.contains("out of order")), "{error}");
+    }
+    let (state, _) = open_state(&place.path().join("state"));
+    state.write(GroupId(7), [(Table::Store, b"good", Some(b"-"))], &head(3)).unwrap();
+    install(&state, snapshots.read(GroupId(7), Index(40)).unwrap()).unwrap_err();
+    assert!(state.view(GroupId(7)).get(Table::Store, b"good").unwrap().is_some());
 }
 
 #[test]
@@ -216,7 +235,7 @@ fn state_rows(state: &StateDb) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
         rows.push((table, key.to_vec(), value.to_vec()));
         Ok(())
     };
-    state.snapshot().rows(GroupId(7), add).unwrap();
+    state.snapshot(GroupId(7)).rows(add).unwrap();
     rows
 }
 
@@ -229,10 +248,10 @@ fn a_stored_machine_moves_by_its_snapshot_as_it_was_when_it_was_taken() {
     let written = rows.iter().map(|(table, key, value)| (*table, key, Some(value)));
     from.write(GroupId(7), written, &head(40)).unwrap();
     from.write(GroupId(8), [(Table::Store, b"neighbour", Some(b"-"))], &head(1)).unwrap();
-    let (taken, before) = (from.snapshot(), state_rows(&from));
+    let (taken, before) = (from.snapshot(GroupId(7)), state_rows(&from));
     from.write(GroupId(7), [(Table::Store, b"later", Some(b"-"))], &head(41)).unwrap();
     let mut writer = snapshots.create(&header(Kind::Stored, 40)).unwrap();
-    write_rows(&mut writer, &taken, GroupId(7)).unwrap();
+    write_rows(&mut writer, &taken).unwrap();
     writer.finish().unwrap();
 
     let (to, _) = open_state(&place.path().join("to"));

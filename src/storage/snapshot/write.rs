@@ -38,7 +38,8 @@ impl SnapshotWriter {
         Ok(SnapshotWriter { name, blocks: Arc::new(Mutex::new(Some(blocks))) })
     }
 
-    /// Adds a row. Rows come before the guest's bytes.
+    /// Adds a row. Rows come in the order of the tables, and of each table's keys, and before the guest's
+    /// bytes.
     pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Fault> {
         if key.len().max(value.len()) > ROW_PART_BYTES_MAX {
             return Err(Fault::new(format!(
