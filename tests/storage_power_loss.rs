@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +27,7 @@ use statehouse::storage::entry::{Entry, EntryKind, GroupLog, HardState, LogWrite
 use statehouse::storage::log::{LogDb, LogSizes, LogThread};
 use statehouse::storage::modules::{Artefact, Modules};
 use statehouse::storage::snapshot::{Header, Kind, SnapshotReader, Snapshots};
-use statehouse::storage::state::{StateDb, StateSizes};
+use statehouse::storage::state::{Replacement, StateDb, StateSizes};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const EIO: i32 = 5;
@@ -541,27 +541,40 @@ fn after_a_power_failure_each_machine_has_exactly_the_rows_of_a_head_no_older_th
     );
 }
 
+/// The rows of a machine at `index`, which takes some files. Calls `meanwhile` now and then.
+fn put_rows(replacement: &mut Replacement, index: u64, mut meanwhile: impl FnMut()) {
+    for row in 1..=index {
+        replacement.put(Table::Store, format!("filler {row:02}").as_bytes(), &[1; 20_000]).unwrap();
+    }
+    replacement.put(Table::Store, b"last", &index.to_be_bytes()).unwrap();
+    for row in 1..=index {
+        replacement.put(Table::Events, &row.to_be_bytes(), &row.to_be_bytes()).unwrap();
+        if row % 10 == 0 {
+            meanwhile();
+        }
+    }
+}
+
 #[test]
 fn a_power_failure_while_rows_are_replaced_leaves_the_old_the_new_or_a_mark() {
     let place = tempfile::tempdir().unwrap();
     let disk = Disk::under(place.path(), "disk");
     let (state, _) = StateDb::open(&disk.root.join("state"), SMALL_STATE).unwrap();
-    (1..=20).for_each(|index| write_batch(&state, 1, index));
-    state.flush().unwrap();
+    let mut first = state.replace(GroupId(1), Index(21)).unwrap();
+    put_rows(&mut first, 21, || {});
+    first.finish(&Head { index: Index(21), ..Head::default() }).unwrap();
+    while state.drop_replaced().unwrap() {}
     let mut frozen = Vec::new();
     disk.record_history();
-    let mut replacement = state.replace(GroupId(1), Index(90)).unwrap();
-    let filler = vec![1; 20_000];
-    for row in 1..=90u64 {
-        replacement.put(Table::Store, format!("filler {row:02}").as_bytes(), &filler).unwrap();
-    }
-    replacement.put(Table::Store, b"last", &90u64.to_be_bytes()).unwrap();
-    for row in 1..=90u64 {
-        replacement.put(Table::Events, &row.to_be_bytes(), &row.to_be_bytes()).unwrap();
-        if row % 10 == 0 {
-            frozen.push((disk.freeze(), false));
-        }
-    }
+    // What is replaced is dropped as soon as that may be: not before the mark is durable.
+    let begun = AtomicBool::new(false);
+    let mut replacement = std::thread::scope(|scope| {
+        scope.spawn(|| while state.drop_replaced().unwrap() || !begun.load(Ordering::Acquire) {});
+        let replacement = state.replace(GroupId(1), Index(90)).unwrap();
+        begun.store(true, Ordering::Release);
+        replacement
+    });
+    put_rows(&mut replacement, 90, || frozen.push((disk.freeze(), false)));
     replacement.finish(&Head { index: Index(90), ..Head::default() }).unwrap();
     // Each sync there was: of the files of rows, and of those that say what there is.
     frozen.extend(disk.history().into_iter().map(|frozen| (frozen, false)));
@@ -573,7 +586,7 @@ fn a_power_failure_while_rows_are_replaced_leaves_the_old_the_new_or_a_mark() {
         match opened.heads.get(&GroupId(1)).map(|head| head.index.0) {
             Some(index @ 90) => check_machine(&state, 1, index, &what),
             Some(index) => {
-                assert!(index == 20 && !finished, "{what}: head {index}");
+                assert!(index == 21 && !finished, "{what}: head {index}");
                 check_machine(&state, 1, index, &what);
             }
             None => {

@@ -280,8 +280,10 @@ impl StateDb {
             self.db.write(changes, Durability::Memory)?;
             std::mem::replace(&mut *now, Arc::new(next))
         };
-        self.places.lock().add_former(former);
+        // Held until then: a crash may yet bring the former rows back.
+        self.places.lock().add_former(former.clone());
         self.flush()?;
+        drop(former);
         Ok(next)
     }
 
