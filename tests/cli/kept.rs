@@ -54,13 +54,16 @@ async fn leases_on_a_stream_are_renewed_and_one_bad_message_ends_nothing() {
     sending.await.unwrap();
     assert_eq!(answered.len() as u64, MESSAGES + 2);
     let whole = HOUR.as_millis() as u64;
+    // One that follows another closely is told what is left of that.
+    let renewed = |left: u64| (whole - 60_000..=whole).contains(&left);
     for id in 0..MESSAGES {
-        assert_eq!(answered[&id].as_ref().unwrap(), &[whole, 0, whole], "message {id}");
+        let [first, second, third] = answered[&id].as_ref().unwrap()[..] else { panic!("message {id}") };
+        assert!(renewed(first) && second == 0 && renewed(third), "message {id}: {first} {second} {third}");
     }
     assert!(matches!(&answered[&MESSAGES], Err(Error::NotFound(text)) if text.contains("nobody")));
-    assert_eq!(answered[&(MESSAGES + 1)].as_ref().unwrap(), &[whole]);
+    assert!(matches!(answered[&(MESSAGES + 1)].as_ref().unwrap()[..], [left] if renewed(left)));
     let left = client.lease("kv", a).await.unwrap().remaining_ms;
-    assert!(left <= whole && left > whole - 60_000, "{left} ms are left");
+    assert!(renewed(left), "{left} ms are left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
