@@ -33,6 +33,12 @@ fn threads_called(name: &str) -> Vec<Pid> {
     named.filter_map(|thread| Pid::from_raw(thread.file_name().to_str()?.parse().ok()?)).collect()
 }
 
+/// How far each thread of this process that is called `name` has stepped back.
+#[cfg(test)]
+pub fn niceness_of(name: &str) -> Vec<i32> {
+    threads_called(name).into_iter().filter_map(|thread| getpriority_process(Some(thread)).ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -198,7 +198,7 @@ impl Applier {
         stage.snapshots.put_in_force(self.group, snapshot.index)?;
         let read = stage.snapshots.read(self.group, snapshot.index)?;
         read.header().check_engine(&stage.engine)?;
-        // Others' commands come first: with a gigabyte to write and to compact there is work for every core.
+        // Others' commands come first: to check and to write a gigabyte takes a core for seconds.
         let install = || snapshot::install(&stage.state, read);
         self.head = background::run_and_wait("snapshot install", install)??.head;
         match &mut self.behavior {

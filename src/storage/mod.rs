@@ -9,7 +9,7 @@
 //! - [`modules`]: module files and what was compiled from them
 //! - [`snapshot`]: machines as files
 //! - `db`: the only user of RocksDB; `manifest`: what it cannot be given to read;
-//!   `file`: files that are whole or not there;
+//!   `file`: files that are whole or not there; `large`: those with gigabytes, and how they are removed;
 //!   `sealed`: of those, the small ones that say something about the directory
 
 pub mod age;
@@ -19,6 +19,7 @@ mod db;
 pub mod directory;
 pub mod entry;
 mod file;
+mod large;
 pub mod log;
 mod manifest;
 pub mod modules;

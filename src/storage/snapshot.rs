@@ -28,7 +28,8 @@ pub use self::read::{GuestSource, SnapshotReader};
 pub use self::staged::Staging;
 pub use self::write::{GuestSink, SnapshotWriter};
 use super::entry::Membership;
-use super::file::{make_directory, remove_large, remove_leftovers, sync_directory};
+use super::file::{make_directory, remove_leftovers, sync_directory};
+use super::large;
 use super::log::MembershipRow;
 use super::state::{StateDb, StateSnapshot};
 use crate::error::{Error, Fault};
@@ -247,7 +248,7 @@ impl Snapshots {
         let mut removed = false;
         for index in self.list(group)? {
             if which(index) {
-                match remove_large(&self.path(group, index)) {
+                match large::remove(&self.path(group, index)) {
                     // Two may remove at the same time: the saver, and who drops the machine.
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                     result => result.map_err(failed)?,

@@ -1,7 +1,8 @@
 //! Rows that come in the order of their keys, written to a file beside the database, which then takes it in
 //! as it is: without room in memory, and without merging it with other files.
 //!
-//! Must never leave a file behind that nobody removes: the directory is emptied when the database opens.
+//! Must never leave a file behind: one that is dropped goes, and what a crash leaves goes when the database
+//! opens.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use crate::storage::file::UNSYNCED_BYTES_MAX;
 /// Where such files are written, in the database's own directory.
 const PLACE: &str = "incoming";
 
-/// A file of rows of one family, on its way into the database.
+/// A file of rows of one family, on its way into the database. Dropped before it is taken in, it leaves
+/// nothing.
 pub struct SortedFile<'a> {
     db: &'a Db,
     family: Family,
@@ -100,5 +102,12 @@ impl SortedFile<'_> {
         options.set_move_files(true);
         let taken = db.db.ingest_external_file_cf_opts(db.family(self.family)?, &options, vec![&self.path]);
         taken.map_err(|e| db.stop("taking a file into", &e))
+    }
+}
+
+impl Drop for SortedFile<'_> {
+    fn drop(&mut self) {
+        // It is not there if it was taken in. If this fails the next start removes it.
+        let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{BLOCK_BYTES, Header, MAGIC, PAYLOAD_BYTES_MAX, ROW_PART_BYTES_MAX, Section};
 use crate::error::{Error, Fault, REPAIR};
 use crate::machine::view::Table;
-use crate::storage::file::open_large;
+use crate::storage::large;
 use crate::storage::state::RowVisitor;
 
 /// A snapshot being read.
@@ -36,7 +36,7 @@ struct Blocks {
 
 impl SnapshotReader {
     pub(super) fn open(path: &Path) -> Result<SnapshotReader, Error> {
-        let file = match open_large(path) {
+        let file = match large::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::NotFound(format!("there is no snapshot {}", path.display())));

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use super::{Header, SnapshotReader, SnapshotWriter, Snapshots};
 use crate::error::{Error, Fault};
 use crate::id::{GroupId, Index};
-use crate::storage::file::{NewFile, open_large, remove_large, sync_directory};
+use crate::storage::file::{NewFile, sync_directory};
+use crate::storage::large;
 
 const OUTGOING: &str = "out";
 const STAGED: &str = "staged";
@@ -130,7 +131,7 @@ impl Snapshots {
     /// `NotFound` if there is none: the transfer was given up.
     pub fn open_outgoing(&self, group: GroupId, index: Index) -> Result<File, Error> {
         let path = self.path_of(group, index, OUTGOING);
-        match open_large(&path) {
+        match large::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(Error::NotFound(format!(
                 "no snapshot of group {group} at index {index} is being sent from here"
             ))),
@@ -152,7 +153,7 @@ impl Snapshots {
 }
 
 fn remove(path: &Path) -> Result<(), Fault> {
-    match remove_large(path) {
+    match large::remove(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(|e| Fault::new(format!("removing {} failed: {e}", path.display()))),
     }

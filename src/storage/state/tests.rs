@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::id::Revision;
+use crate::priority::{NICENESS, niceness_of};
 
 fn open(path: &Path) -> (StateDb, Opened) {
     StateDb::open(path, StateSizes::default()).unwrap()
@@ -187,6 +188,54 @@ fn a_replacement_cut_short_is_told_at_every_open_until_it_is_done_again() {
     drop_all_replaced(&state);
     assert_eq!((opened.heads, opened.interrupted.len()), (BTreeMap::from([(GroupId(1), head(91))]), 0));
     assert_eq!(all_rows(&state, Table::Store), 0, "nor anything of those that were begun");
+}
+
+#[test]
+fn a_replacement_of_more_than_one_file_is_whole() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    const ROWS: u64 = FILE_BYTES / VALUE_BYTES as u64 + 2;
+    const VALUE_BYTES: usize = 1 << 20;
+    // Of bytes that do not compress.
+    let value = |row: u64| {
+        let mut value = vec![0; VALUE_BYTES];
+        blake3::Hasher::new().update(&row.to_le_bytes()).finalize_xof().fill(&mut value);
+        value
+    };
+    let mut replacement = state.replace(GroupId(1), Index(90)).unwrap();
+    (0..ROWS).for_each(|row| replacement.put(Table::Store, &row.to_be_bytes(), &value(row)).unwrap());
+    replacement.finish(&head(90)).unwrap();
+    let generation = state.place(GroupId(1)).now();
+    assert_eq!(state.db.files_between(generation.start(), &generation.end()).unwrap().len(), 2);
+    let mut row = 0;
+    let visit = &mut |key: &[u8], found: &[u8]| {
+        assert_eq!(key, u64::to_be_bytes(row));
+        assert!(found == value(row), "row {row}");
+        row += 1;
+        ControlFlow::Continue(())
+    };
+    state.view(GroupId(1)).scan(Table::Store, ALL, Direction::Forward, visit).unwrap();
+    assert_eq!(row, ROWS);
+}
+
+#[test]
+fn a_replacement_that_is_given_up_leaves_no_file() {
+    let place = tempfile::tempdir().unwrap();
+    let (state, _) = open(place.path());
+    let mut replacement = state.replace(GroupId(1), Index(90)).unwrap();
+    replacement.put(Table::Store, b"row", b"1").unwrap();
+    let incoming = || std::fs::read_dir(place.path().join("incoming")).unwrap().count();
+    assert_eq!(incoming(), 1);
+    drop(replacement);
+    assert_eq!(incoming(), 0);
+}
+
+#[test]
+fn compaction_gives_way() {
+    let place = tempfile::tempdir().unwrap();
+    let _state = open(place.path());
+    let niceness = niceness_of("rocksdb:low");
+    assert!(!niceness.is_empty() && niceness.iter().all(|&niceness| niceness >= NICENESS), "{niceness:?}");
 }
 
 /// Rows of a table, of whatever machine and generation.
