@@ -12,9 +12,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRecoveryMode, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch,
-    WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
+    ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 pub use self::sorted::SortedFile;
@@ -429,14 +428,11 @@ fn block_options(cache: &Cache) -> BlockBasedOptions {
     blocks.set_block_size(16 << 10);
     blocks.set_bloom_filter(16.0, false);
     blocks.set_optimize_filters_for_memory(true);
-    // In the cache, so that state of any size keeps to the cache's bound; and in parts of a few KiB, because
-    // those of a whole file would push everything else out of it.
-    blocks.set_cache_index_and_filter_blocks(true);
-    blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
-    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-    blocks.set_partition_filters(true);
-    blocks.set_pin_top_level_index_and_filter(true);
-    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // Filters and indexes are in memory, whole, as long as their files are open: three bytes for a key, or
+    // less. A key that is not there is looked up in some five files. In the cache and in parts they would
+    // have a bound, but to find each part costs as much as to ask it, and one that is not in the cache a
+    // hundred times that.
+    blocks.set_cache_index_and_filter_blocks(false);
     blocks.set_format_version(6);
     blocks
 }
@@ -462,7 +458,7 @@ fn log_options(sizes: Sizes) -> Options {
 /// The state: no write-ahead log, all families flushed as of one moment, fast point reads.
 fn state_options(sizes: Sizes) -> Options {
     let mut options = base_options(sizes);
-    // Many threads look up many small parts: without a lock. The size of what is in it is found out.
+    // Many threads look up blocks: without a lock. The size of what is in it is found out.
     let cache = Cache::new_hyper_clock_cache(sizes.block_cache_bytes, 0);
     let mut blocks = block_options(&cache);
     blocks.set_data_block_index_type(rocksdb::DataBlockIndexType::BinaryAndHash);

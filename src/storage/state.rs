@@ -53,7 +53,8 @@ pub struct StateSizes {
     pub write_buffer_bytes: usize,
     /// Blocks of files kept in memory. Taken as it fills.
     pub block_cache_bytes: usize,
-    /// Files kept open.
+    /// Files kept open, with their filters and indexes in memory. With more of them than this, reads open
+    /// files.
     pub open_files_max: i32,
 }
 
