@@ -41,8 +41,8 @@
 //!
 //! # Layout
 //! Arrows point one way, from the top of this list to the bottom:
-//! - `id`, `error`, `time`, `inbox`, `priority`: names, failures, the only reader of clocks, queues between
-//!   threads, giving way
+//! - `id`, `error`, `time`, `inbox`, `priority`, `open_files`: names, failures, the only reader of clocks,
+//!   queues between threads, giving way, who gets how many files
 //! - `machine`: the heart, what a committed batch does; pure
 //! - `storage`: what is on disk; `wasm`: running components; neither knows the other
 //! - `trial`: a host in memory for one machine, to try a component with
@@ -67,6 +67,7 @@ pub mod inbox;
 pub mod machine;
 pub mod net;
 pub mod node;
+mod open_files;
 mod priority;
 pub mod proto;
 pub mod raft;

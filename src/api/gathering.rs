@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::open_files::Place;
 use crate::time::Clock;
 
 /// With what a client says that it speaks HTTP/2.
@@ -52,6 +53,7 @@ pub struct Gathering<S = TcpStream> {
     burst: Duration,
     /// Whether it has let others go ahead since the last write.
     has_waited: bool,
+    _place: Option<Place>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,7 +76,13 @@ impl<S> Gathering<S> {
             since: None,
             burst: BURST,
             has_waited: false,
+            _place: None,
         }
+    }
+
+    /// The same, with its place among the connections until it ends.
+    pub fn in_place(self, place: Place) -> Gathering<S> {
+        Gathering { _place: Some(place), ..self }
     }
 
     /// Whether it has written something a moment ago.

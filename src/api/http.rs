@@ -3,6 +3,8 @@
 //! `/healthz` says whether the process should be left running, `/readyz` whether it should be sent requests.
 //! Neither tells a stranger more than a sentence.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -10,12 +12,49 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use tokio::net::TcpListener;
 
 use super::Serving;
+use super::gathering::Gathering;
 use crate::error::Error;
+use crate::open_files::Places;
 
 /// The content type of Prometheus' text format.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Connections of those who watch. They have places of their own: with as many clients as can be, a node is
+/// still seen to be well.
+const CONNECTIONS_MAX: usize = 100;
+
+/// Takes connections to the pages.
+pub struct Listener {
+    listener: TcpListener,
+    places: Places,
+}
+
+impl Listener {
+    pub fn new(listener: TcpListener) -> Listener {
+        Listener { listener, places: Places::new(CONNECTIONS_MAX, "close some of those to `--http`") }
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Gathering;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Gathering, SocketAddr) {
+        loop {
+            let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+            if let Some(place) = self.places.take() {
+                return (Gathering::new(stream).in_place(place), address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
 
 /// The pages.
 pub fn routes(serving: Arc<Serving>) -> Router {

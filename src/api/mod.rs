@@ -48,6 +48,7 @@ use crate::config::{Limits, Listen};
 use crate::error::Error;
 use crate::id::{Digest, NotADigest};
 use crate::node::Node;
+use crate::open_files::Places;
 use crate::proto::v1::commands_server::CommandsServer;
 use crate::proto::v1::leases_server::LeasesServer;
 use crate::proto::v1::machines_server::MachinesServer;
@@ -200,7 +201,8 @@ impl Server {
         let uploads = Semaphore::new(UPLOADS_MAX);
         let serving = Arc::new(Serving { node, limits, uploads, stop: stopping });
         let router = router(&serving)?;
-        let incoming = connections(self.client);
+        let places = Places::of_clients();
+        let incoming = connections(self.client, places.clone());
         let stopping = serving.stopping();
         let mut tasks = vec![tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopping).await {
@@ -210,6 +212,7 @@ impl Server {
         if let Some(listener) = self.http {
             let (pages, stopping) = (http::routes(serving.clone()), serving.stopping());
             tasks.push(tokio::spawn(async move {
+                let listener = http::Listener::new(listener);
                 let served = axum::serve(listener, pages).with_graceful_shutdown(stopping).await;
                 if let Err(error) = served {
                     tracing::error!(%error, "the HTTP server ended");
@@ -218,7 +221,7 @@ impl Server {
         }
         if let Some((listener, machine)) = self.etcd {
             let services = etcd::services(&serving, &machine);
-            let incoming = connections(listener);
+            let incoming = connections(listener, places);
             let stopping = serving.stopping();
             tasks.push(tokio::spawn(async move {
                 let server = server().accept_http1(true);
@@ -232,10 +235,11 @@ impl Server {
     }
 }
 
-/// The connections of clients, as they come.
-fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<Gathering>> {
+/// The connections of clients, as they come and as there are places for them. One more is closed.
+fn connections(listener: TcpListener, places: Places) -> impl Stream<Item = io::Result<Gathering>> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    incoming.map(|stream| stream.map(Gathering::new))
+    let placed = move |stream| places.take().map(|place| Gathering::new(stream).in_place(place));
+    incoming.filter_map(move |stream| std::future::ready(stream.map(&placed).transpose()))
 }
 
 /// A server at work. Dropping it leaves the server at work; [`stop`](Running::stop) ends it.

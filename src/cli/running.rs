@@ -16,6 +16,7 @@ use crate::config::{ConfigFile, Listen};
 use crate::error::{Error, Fault};
 use crate::node::Node;
 use crate::node::config::{CompileIn, Join, Limits, NodeConfig, PeerConfig};
+use crate::open_files;
 use crate::time::Clock;
 
 /// What a node is called, unless told otherwise.
@@ -163,6 +164,7 @@ pub async fn start(
     listen: &Listen,
     limits: crate::config::Limits,
 ) -> anyhow::Result<Service> {
+    open_files::ask_for_all();
     let signals = Signals::catch()?;
     let Addresses { client, http, etcd } = server.addresses();
     let named = |wanted: &str, bound: SocketAddr| match &listen.advertise {

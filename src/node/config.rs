@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::request::Introducer;
+use crate::open_files;
 use crate::storage::state::StateSizes;
 use crate::wasm::compile::CompileLimits;
 use crate::wasm::limits::{QUERY_FUEL, QUERY_TIME};
@@ -171,7 +172,7 @@ impl NodeConfig {
     }
 
     pub(super) fn state_sizes(&self) -> StateSizes {
-        StateSizes::default()
+        StateSizes { open_files_max: open_files::for_state(), ..StateSizes::default() }
     }
 
     pub(super) fn engine_settings(&self) -> EngineSettings {

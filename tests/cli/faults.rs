@@ -2,6 +2,7 @@
 //! stop. How the process ends, what it says, and that nothing acknowledged is lost.
 
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -86,6 +87,42 @@ async fn a_node_whose_files_may_not_grow_stops_and_has_everything_afterwards() {
     let acknowledged = fill(Node::start(&mut command), &["File too large", "log database"]).await;
     let node = Node::serve(directory.path(), &[]);
     check_values(&node, acknowledged).await;
+}
+
+/// A node that is started where the shell says so much of open files.
+fn serve_limited(data: &Path, limit: &str) -> Node {
+    let mut command = Command::new("sh");
+    let limited = format!("ulimit {limit}; exec \"$0\" \"$@\"");
+    command.args(["-c", &limited, env!("CARGO_BIN_EXE_statehouse")]);
+    serve_arguments(&mut command, data);
+    Node::start(&mut command)
+}
+
+fn connect(node: &Node, connections: usize) -> Vec<TcpStream> {
+    (0..connections).map(|_| TcpStream::connect(&node.client).expect("it listens")).collect()
+}
+
+#[test]
+fn a_shell_that_allows_few_open_files_does_not_keep_clients_out() {
+    let directory = directory();
+    let node = serve_limited(directory.path(), "-Sn 128");
+    let _connections = connect(&node, 256);
+    node.run(["status"]).ok();
+}
+
+#[test]
+fn clients_that_take_every_connection_do_not_end_the_node() {
+    let directory = directory();
+    let node = serve_limited(directory.path(), "-n 300");
+    let connections = connect(&node, 400);
+    node.run(["status", "--timeout", "1"]).failed(1, &[&node.client]);
+    assert_eq!(node.page("/healthz"), (200, "ok\n".into()));
+    drop(connections);
+    node.run(["status"]).ok();
+    node.signal(Signal::TERM);
+    let (code, told) = node.end();
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(told.matches("there are 150 connections").count(), 1, "{told}");
 }
 
 /// A small file system in memory, unmounted when the test ends.

@@ -12,13 +12,14 @@ const MAIN_LINES_MAX: usize = 40;
 const REASON_CHARS_MIN: usize = 8;
 
 /// What each top-level module of the crate may know besides itself. A name with `::` is one file of a module.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("id", &[]),
     ("error", &["id"]),
     ("time", &[]),
     ("trace", &["id"]),
     ("inbox", &[]),
     ("priority", &[]),
+    ("open_files", &[]),
     ("config", &["id", "error", "time"]),
     ("machine", &["id", "error"]),
     ("storage", &["id", "error", "time", "inbox", "priority", "config", "machine"]),
@@ -32,8 +33,21 @@ const ARROWS: [(&str, &[&str]); 23] = [
     (
         "node",
         &[
-            "id", "error", "time", "trace", "inbox", "priority", "config", "machine", "storage", "wasm",
-            "raft", "net", "watch", "catalog",
+            "id",
+            "error",
+            "time",
+            "trace",
+            "inbox",
+            "priority",
+            "open_files",
+            "config",
+            "machine",
+            "storage",
+            "wasm",
+            "raft",
+            "net",
+            "watch",
+            "catalog",
         ],
     ),
     // The values of a node that messages are made of are a file without arrows of its own.
@@ -43,7 +57,20 @@ const ARROWS: [(&str, &[&str]); 23] = [
     ("client", &["id", "error", "time", "trace", "machine", "node::request", "proto"]),
     (
         "api",
-        &["id", "error", "time", "trace", "bbolt", "config", "machine", "watch", "catalog", "node", "proto"],
+        &[
+            "id",
+            "error",
+            "time",
+            "trace",
+            "open_files",
+            "bbolt",
+            "config",
+            "machine",
+            "watch",
+            "catalog",
+            "node",
+            "proto",
+        ],
     ),
     (
         "cli",
@@ -52,6 +79,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "error",
             "time",
             "trace",
+            "open_files",
             "bbolt",
             "config",
             "machine",
