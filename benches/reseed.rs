@@ -1,5 +1,6 @@
 //! What it costs the others when a follower gets the state of a large machine: three nodes, a kv machine of
-//! so many values of 1 KiB, and puts of 256 bytes at a steady rate before and while a follower is reseeded.
+//! so many values of 1 KiB, and puts of 256 bytes at a steady rate, in turn as usual and while a follower is
+//! reseeded.
 //!
 //! The nodes are processes of their own; they and the load share this computer. Puts are begun when they are
 //! due, whether or not those before are done, and their time counts from when they were due.
@@ -9,7 +10,6 @@
 #[path = "process/mod.rs"]
 mod process;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,10 +25,12 @@ const VALUE_BYTES: usize = 1 << 10;
 /// The values that are put meanwhile.
 const PUT_BYTES: usize = 256;
 const UNDER_WAY: usize = 200;
-/// Puts are measured so long before the reseeding: about as long as that takes, so that as much of what a
+/// A follower is reseeded so many times.
+const ROUNDS: u32 = 3;
+/// Puts are measured so long before each: about as long as the reseeding takes, so that as much of what a
 /// node does at times, flushes and compactions, is in both.
-const BEFORE: Duration = Duration::from_secs(60);
-/// What is left from the filling, and a first load, get so long.
+const USUAL: Duration = Duration::from_secs(60);
+/// What is left from the filling, or from the reseeding before, gets so long.
 const SETTLING: Duration = Duration::from_secs(20);
 const CONNECTIONS: usize = 8;
 
@@ -54,8 +56,26 @@ async fn fill(client: &Client, values: u64) {
     }
 }
 
+/// Puts at a rate for as long as `during` takes. Tells how long each took, and what came of `during`.
+async fn measure<T>(
+    what: &str,
+    cluster: &Cluster,
+    (values, rate): (u64, u64),
+    during: impl Future<Output = T>,
+) -> T {
+    let (stop, begun) = (AtomicBool::new(false), Instant::now());
+    let until = async {
+        let result = during.await;
+        stop.store(true, Ordering::Release);
+        (result, begun.elapsed())
+    };
+    let (took_us, (result, time)) = tokio::join!(load(cluster, values, rate, &stop), until);
+    report(what, time, took_us);
+    result
+}
+
 /// Puts at a rate until told to stop. Gives back how long each took, in microseconds.
-async fn load(cluster: &Cluster, values: u64, rate: u64, stop: Arc<AtomicBool>) -> Vec<u32> {
+async fn load(cluster: &Cluster, values: u64, rate: u64, stop: &AtomicBool) -> Vec<u32> {
     let clients: Vec<Client> = (0..CONNECTIONS).map(|_| cluster.nodes[0].client()).collect();
     let (begun, mut tasks) = (Instant::now(), Vec::new());
     for number in 0.. {
@@ -118,23 +138,13 @@ async fn main() {
     let begun = Instant::now();
     fill(&cluster.nodes[0].client(), values).await;
     println!("{values} values of {VALUE_BYTES} bytes in {:.0} s", begun.elapsed().as_secs_f64());
-    for (what, time) in [("settling", SETTLING), ("before", BEFORE)] {
-        let stop = Arc::<AtomicBool>::default();
-        let stopping = async {
-            tokio::time::sleep(time).await;
-            stop.store(true, Ordering::Release);
-        };
-        let (took_us, ()) = tokio::join!(load(&cluster, values, rate, stop.clone()), stopping);
-        report(what, time, took_us);
+    for round in 1..=ROUNDS {
+        println!("round {round}");
+        measure("settling", &cluster, (values, rate), tokio::time::sleep(SETTLING)).await;
+        measure("usual", &cluster, (values, rate), tokio::time::sleep(USUAL)).await;
+        println!("memory of the leader, a follower and the one to be reseeded: {:?} MiB", memory(&cluster));
+        let begun = Instant::now();
+        let most = measure("meanwhile", &cluster, (values, rate), reseed(&cluster)).await;
+        println!("reseeded in {:.1} s; at most {most:?} MiB", begun.elapsed().as_secs_f64());
     }
-    println!("memory of the leader, a follower and the one to be reseeded: {:?} MiB", memory(&cluster));
-    let (stop, begun) = (Arc::<AtomicBool>::default(), Instant::now());
-    let reseeding = async {
-        let most = reseed(&cluster).await;
-        stop.store(true, Ordering::Release);
-        (most, begun.elapsed())
-    };
-    let (took_us, (most, time)) = tokio::join!(load(&cluster, values, rate, stop.clone()), reseeding);
-    report("meanwhile", time, took_us);
-    println!("reseeded in {:.1} s; at most {most:?} MiB", time.as_secs_f64());
 }

@@ -1,4 +1,5 @@
-//! What a node costs by the size of its state: memory when idle, a restart after SIGKILL, a put.
+//! What a node costs by the size of its state: memory when idle, a restart after SIGKILL, and a put beside
+//! one to a node with little state.
 //!
 //! `cargo bench --profile release --bench size -- [KEYS] [VALUE_BYTES]`: fills the kv machine with so many
 //! keys, a million of 256 bytes if nothing is said; `655360 16384` are 10 GiB. The disk must have three times
@@ -21,8 +22,8 @@ use statehouse_kv::messages::{PutRequest, RangeRequest};
 const UNDER_WAY_BYTES: usize = 16 << 20;
 /// Puts that are timed, each to a key of its own, in so many rounds.
 const TIMED_PUTS: u64 = 20_000;
-const ROUNDS: u64 = 5;
-/// Keys before the first round.
+const ROUNDS: u64 = 9;
+/// Keys of the machine that the large one is compared with, before the first round.
 const FEW: u64 = 10_000;
 /// A node that takes less in a second has nothing to do.
 const IDLE_CPU_US: u64 = 30_000;
@@ -67,18 +68,26 @@ async fn rest(node: &Node) {
     }
 }
 
-/// The rested node's own time for one more put of 256 bytes to a new key, in microseconds: the middle one of
-/// the rounds.
-async fn cost_us(node: &Node, client: &Client, first: u64) -> f64 {
-    let mut costs = Vec::new();
+/// The rested node's own time for each of one round of puts of 256 bytes to new keys, in microseconds.
+async fn round_us(node: &Node, first: u64) -> f64 {
+    rest(node).await;
+    let before = node.cpu_us();
+    fill(&node.client(), first, first + TIMED_PUTS, 256).await;
+    (node.cpu_us() - before) as f64 / TIMED_PUTS as f64
+}
+
+/// What a put costs two nodes, measured in turn: the middle one of the rounds of each.
+async fn compare_us(nodes: [&Node; 2], first: u64) -> [f64; 2] {
+    let mut costs = [Vec::new(), Vec::new()];
     for round in 0..ROUNDS {
-        rest(node).await;
-        let (before, from) = (node.cpu_us(), first + round * TIMED_PUTS);
-        fill(client, from, from + TIMED_PUTS, 256).await;
-        costs.push((node.cpu_us() - before) as f64 / TIMED_PUTS as f64);
+        for (node, costs) in nodes.iter().zip(&mut costs) {
+            costs.push(round_us(node, first + round * TIMED_PUTS).await);
+        }
     }
-    costs.sort_by(f64::total_cmp);
-    costs[costs.len() / 2]
+    costs.map(|mut costs| {
+        costs.sort_by(f64::total_cmp);
+        costs[costs.len() / 2]
+    })
 }
 
 fn mib(bytes: u64) -> u64 {
@@ -90,36 +99,37 @@ async fn main() {
     let numbers: Vec<u64> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
     let keys = numbers.first().copied().unwrap_or(1_000_000);
     let value_bytes = numbers.get(1).copied().unwrap_or(256) as usize;
-    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let (small_directory, directory) = (place.path().join("small"), place.path().join("large"));
 
-    let node = Node::start(directory.path());
+    let node = Node::start(&directory);
     tokio::time::sleep(SETTLE).await;
     println!("idle and empty: {} MiB", mib(node.memory_bytes()));
-    let client = node.client();
-    fill(&client, 0, FEW, 256).await;
-    let small = cost_us(&node, &client, FEW).await;
-    let few = FEW + ROUNDS * TIMED_PUTS;
-    println!("with up to {} MiB of values: {small:.1} us of the node's CPU for a put", (few * 256) >> 20);
-
     let begun = Instant::now();
-    fill(&client, few, keys, value_bytes).await;
+    fill(&node.client(), 0, keys, value_bytes).await;
     let seconds = begun.elapsed().as_secs_f64();
     println!(
         "{keys} keys of {value_bytes} bytes in {seconds:.1} s ({:.0}/s); memory {} MiB",
-        (keys - few) as f64 / seconds,
+        keys as f64 / seconds,
         mib(node.memory_bytes())
     );
-    let large = cost_us(&node, &client, keys).await;
+    let small_node = Node::start(&small_directory);
+    fill(&small_node.client(), 0, FEW, 256).await;
+    let [large, small] = compare_us([&node, &small_node], keys).await;
     println!(
-        "with {} MiB of values: {large:.1} us for a put, {:.2} times as much",
-        (keys * value_bytes as u64) >> 20,
+        "a put: with {} MiB of values {large:.1} us of the node's CPU, with {} to {} MiB {small:.1} us: \
+         {:.2} times",
+        mib(keys * value_bytes as u64),
+        mib(FEW * 256),
+        mib((FEW + ROUNDS * TIMED_PUTS) * 256),
         large / small
     );
+    drop(small_node);
     // As SIGKILL leaves it.
     drop(node);
 
     let begun = Instant::now();
-    let node = Node::start(directory.path());
+    let node = Node::start(&directory);
     let started = begun.elapsed();
     let request = RangeRequest { key: key(keys / 2), ..Default::default() }.to_envelope();
     let read = node.client().query("kv", request, Consistency::Linearizable).await.expect("answered");
