@@ -1,6 +1,7 @@
 //! What is refused: with which exit code, on which stream, in which words; and that nothing is lost by it.
 
 use std::path::Path;
+use std::process::Stdio;
 
 use super::process::{Node, component, directory, program, run_with};
 
@@ -212,4 +213,22 @@ fn a_taken_address_is_named() {
     let data = directory.path().join("data");
     serve(&data, &["--bootstrap", "--http", &address]).failed(1, &[&address, "in use"]);
     assert!(!data.exists(), "nothing is begun before the addresses are bound");
+}
+
+#[test]
+fn a_node_that_is_to_join_another_cluster_than_its_own_does_not_start() {
+    let (own, others) = (directory(), directory());
+    let other = Node::serve(others.path(), &[]);
+    Node::serve(own.path(), &[]).kill();
+    let join = |address: &str| {
+        let mut command = program();
+        command.args(["serve", "--json", "--client", "127.0.0.1:0", "--peer", "127.0.0.1:0"]);
+        command.args(["--join", address, "--data-dir"]).arg(own.path());
+        Node::attempt(&mut command, Stdio::piped(), |_| {})
+    };
+    let Err((code, told)) = join(&other.client) else { panic!("it serves") };
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("is of the cluster") && told.contains("another --data-dir"), "{told}");
+    // One that is not there cannot be asked, and is not needed.
+    assert!(join("127.0.0.1:1").is_ok());
 }

@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is asked again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long a node is asked that is named without need.
+const GLANCE: Duration = Duration::from_secs(1);
+
 /// A data directory that belongs to a cluster, and the peer link, if the node has one.
 pub struct Joined {
     pub directory: Directory,
@@ -60,13 +63,14 @@ pub async fn enter(config: &NodeConfig) -> Result<Joined, Error> {
         }
         None => None,
     };
-    if identity.replica == 0 {
-        let entered = introduce(config, &mut directory, identity, net.as_deref()).await;
-        if let (Err(_), Some(net)) = (&entered, &net) {
-            net.shutdown().await;
-        }
-        entered?;
+    let entered = match identity.replica {
+        0 => introduce(config, &mut directory, identity, net.as_deref()).await,
+        _ => check_named(config, &identity).await,
+    };
+    if let (Err(_), Some(net)) = (&entered, &net) {
+        net.shutdown().await;
     }
+    entered?;
     Ok(Joined { directory, gate, net })
 }
 
@@ -125,15 +129,7 @@ async fn introduce(
     let net = net.ok_or_else(|| {
         Error::Invalid("a node without an address for its peers cannot join a cluster: give it one".into())
     })?;
-    let cluster = cluster_of(introducer).await?;
-    if cluster != identity.cluster {
-        return Err(Error::FailedPrecondition(format!(
-            "the data directory {} is of the cluster {:016x}, and the node given to --join is of \
-             {cluster:016x}: join its own cluster, or give this node another --data-dir",
-            config.data_dir.display(),
-            identity.cluster
-        )));
-    }
+    check_same(config, &identity, cluster_of(introducer).await?)?;
     let introduction = introduction(config, NodeId(identity.node), Some(net));
     let Invitation { replica, contacts } = patiently(|| introducer.0.introduce(introduction.clone())).await?;
     let contacts = contacts.into_iter().map(|contact| Contact {
@@ -143,6 +139,28 @@ async fn introduce(
     });
     directory.complete(Identity { replica: replica.0, contacts: contacts.collect(), ..identity })?;
     Ok(())
+}
+
+/// A node that was let in long ago needs nobody to introduce it. But if one is named, and is there, it must
+/// be of the same cluster: whoever starts the node means that one.
+async fn check_named(config: &NodeConfig, identity: &Identity) -> Result<(), Error> {
+    let Some(introducer) = &config.join else { return Ok(()) };
+    match tokio::time::timeout(GLANCE, introducer.0.cluster()).await {
+        Ok(Ok(cluster)) => check_same(config, identity, cluster),
+        Ok(Err(_)) | Err(_) => Ok(()),
+    }
+}
+
+fn check_same(config: &NodeConfig, identity: &Identity, cluster: u64) -> Result<(), Error> {
+    if cluster == identity.cluster {
+        return Ok(());
+    }
+    Err(Error::FailedPrecondition(format!(
+        "the data directory {} is of the cluster {:016x}, and the node given to --join is of {cluster:016x}: \
+         join its own cluster, or give this node another --data-dir",
+        config.data_dir.display(),
+        identity.cluster
+    )))
 }
 
 /// What the cluster is told of this node.
