@@ -343,7 +343,8 @@ impl Node {
 
     /// Stops the node: what it leads is handed over to other nodes, requests under way end, a last checkpoint
     /// is made, and everything is closed. Later requests are told that it is stopping and that they were not
-    /// done. The data directory is free when the last copy of the node is dropped.
+    /// done. The data directory is free when the last copy of the node is dropped, and what was asked of it
+    /// has ended.
     ///
     /// Commands that are in the log are applied first, but what takes longer than five seconds is stopped
     /// where it is; the next start applies the rest. [`shutdown_within`](Node::shutdown_within) waits longer,

@@ -138,8 +138,7 @@ pub struct Opened {
 /// Opens what is in the data directory and starts the threads. Blocks.
 pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
     let Joined { directory, gate, net } = joined;
-    let (log_db, logs) = LogDb::open(&directory.log())?;
-    let (state, opened) = StateDb::open(&directory.state(), config.state_sizes())?;
+    let ((log_db, logs), (state, opened)) = open_databases(&config, &directory)?;
     let snapshots = Snapshots::open(&directory.snapshots())?;
     let shelf = Arc::new(open_shelf(&config, &directory)?);
     let mut found = Found::of(logs, opened, &state, &snapshots, shelf.fingerprint())?;
@@ -204,6 +203,17 @@ pub fn open(config: NodeConfig, joined: Joined) -> Result<Opened, Error> {
         renewed: Renewed::default(),
     };
     Ok(Opened { inner, gate, foreseen, errands })
+}
+
+type Databases = ((LogDb, BTreeMap<GroupId, GroupLog>), (StateDb, state::Opened));
+
+/// Both with what is in them. They keep the directory from others for as long as somebody reads them.
+fn open_databases(config: &NodeConfig, directory: &Directory) -> Result<Databases, Error> {
+    let log = LogDb::open(&directory.log())?;
+    let state = StateDb::open(&directory.state(), config.state_sizes())?;
+    log.0.hold(directory.hold());
+    state.0.hold(directory.hold());
+    Ok((log, state))
 }
 
 fn open_shelf(config: &NodeConfig, directory: &Directory) -> Result<Shelf, Error> {

@@ -17,6 +17,7 @@ use rocksdb::{
 };
 
 pub use self::sorted::SortedFile;
+use super::directory::Hold;
 use super::manifest;
 use crate::error::{Error, Fault, REPAIR};
 use crate::machine::view::{Direction, Visitor};
@@ -69,6 +70,8 @@ pub struct Db {
     /// How many files of sorted rows were begun: each gets a name of its own.
     sorted_files: AtomicU64,
     db: DB,
+    /// Dropped last: nobody else may open the directory before this one is closed.
+    hold: OnceLock<Hold>,
 }
 
 /// A set of changes that are applied together or not at all.
@@ -149,7 +152,13 @@ impl Db {
             options,
             sorted_files: AtomicU64::new(0),
             db,
+            hold: OnceLock::new(),
         })
+    }
+
+    /// Keeps the directory from others for as long as the database is open, whoever still reads it.
+    pub fn hold(&self, hold: Hold) {
+        self.hold.get_or_init(|| hold);
     }
 
     /// The database's name and place, for errors.

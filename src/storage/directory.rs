@@ -17,6 +17,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,10 @@ pub struct Identity {
     pub contacts: Vec<Contact>,
 }
 
+/// A data directory's lock. It is given back when the last copy is dropped, also if the process is killed.
+#[derive(Clone, Debug)]
+pub struct Hold(#[expect(dead_code, reason = "held for its end")] Arc<File>);
+
 /// Another node, as a node is told of it that joins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contact {
@@ -66,8 +71,7 @@ pub struct Contact {
 pub struct Directory {
     root: PathBuf,
     identity: Option<Identity>,
-    /// The lock is given back when this is closed, also if the process is killed.
-    _lock: File,
+    lock: Hold,
 }
 
 /// Why a data directory cannot be used.
@@ -202,11 +206,16 @@ impl Directory {
             }
             Some(_) => {}
         }
-        let directory = Directory { root: root.to_owned(), identity, _lock: lock };
+        let directory = Directory { root: root.to_owned(), identity, lock: Hold(Arc::new(lock)) };
         if directory.identity.is_some() {
             directory.make_places()?;
         }
         Ok(directory)
+    }
+
+    /// What keeps it this process's: whoever has files open in it holds one.
+    pub fn hold(&self) -> Hold {
+        self.lock.clone()
     }
 
     /// Whose it is; `None` before [`establish`](Self::establish).
@@ -358,7 +367,10 @@ fn refuse_leftover_data(root: &Path) -> Result<(), DirectoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::GroupId;
     use crate::storage::damage::{cuts, flips};
+    use crate::storage::log::LogDb;
+    use crate::storage::state::{StateDb, StateSizes};
 
     fn identity() -> Identity {
         Identity { node: u64::MAX - 1, name: "n1".to_owned(), cluster: 42, replica: 1, contacts: Vec::new() }
@@ -391,6 +403,24 @@ mod tests {
         assert!(text.contains(&place.path().display().to_string()), "{text}");
         drop(held);
         Directory::open(place.path(), "n1").unwrap();
+    }
+
+    #[test]
+    fn it_is_free_when_the_last_who_reads_a_database_in_it_is_gone() {
+        let place = established();
+        let directory = Directory::open(place.path(), "n1").unwrap();
+        let (log, _) = LogDb::open(&directory.log()).unwrap();
+        let (state, _) = StateDb::open(&directory.state(), StateSizes::default()).unwrap();
+        log.hold(directory.hold());
+        state.hold(directory.hold());
+        let (reader, view) = (log.reader(), state.snapshot(GroupId(1)));
+        drop((directory, log, state));
+        let is_free = || Directory::open(place.path(), "n1").is_ok();
+        assert!(!is_free());
+        drop(reader);
+        assert!(!is_free());
+        drop(view);
+        assert!(is_free());
     }
 
     #[test]

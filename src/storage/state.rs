@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use self::generation::{Generation, Place, Places};
 use super::db::{Changes, Db, Durability, Family, Pinned, Scan, Sizes, SortedFile};
+use super::directory::Hold;
 use crate::error::{Error, Fault, REPAIR};
 use crate::id::{GroupId, Index};
 use crate::machine::batch::Head;
@@ -128,6 +129,11 @@ impl StateDb {
             state.begin_replacing(group, index)?;
         }
         Ok((state, opened))
+    }
+
+    /// Keeps the data directory this process's until the last view is gone.
+    pub fn hold(&self, hold: Hold) {
+        self.db.hold(hold);
     }
 
     /// A machine's tables as they are now and become: for the one who writes them.

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use self::mark::{Mark, Reading};
 use self::row::{Key, Own};
 use super::db::{Db, Family, Preview, Scan, Sizes};
+use super::directory::Hold;
 use super::entry::{Entry, GroupLog};
 use crate::error::{Error, Fault, REPAIR};
 use crate::id::{GroupId, Index, Term};
@@ -114,6 +115,11 @@ impl LogDb {
         let tails = groups.iter().map(|(&group, log)| (group, Tail::of(log))).collect();
         let file_bytes = sizes.write_buffer_bytes / 2;
         Ok((LogDb { db, mark, tails, file_bytes, observer: Box::new(|_| ()) }, groups))
+    }
+
+    /// Keeps the data directory this process's until the last reader is gone.
+    pub fn hold(&self, hold: Hold) {
+        self.db.hold(hold);
     }
 
     /// Has each synced write told to `observer`, on the log's thread: it must be quick.
