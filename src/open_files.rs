@@ -3,8 +3,8 @@
 //! A database that cannot open a file stops the node. So clients never get what the databases need: each
 //! connection has a place, and there are places for half of what the system allows.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -23,7 +23,7 @@ pub fn ask_for_all() {
     }
 }
 
-/// Files that the state may keep open.
+/// Files that the state of one node may keep open.
 pub fn for_state() -> i32 {
     state_share(allowed()) as i32
 }
@@ -57,10 +57,14 @@ impl Places {
         Places { free: Arc::new(Semaphore::new(max)), max, remedy, is_told: Arc::default() }
     }
 
-    /// As many as this process may give to clients.
+    /// Those of the clients of this process, however many nodes it has.
     pub fn of_clients() -> Places {
-        let max = (allowed() / 2).min(Semaphore::MAX_PERMITS as u64) as usize;
-        Places::new(max, "raise the limit on open files, of which they get half (ulimit -n, LimitNOFILE=)")
+        static SHARED: OnceLock<Places> = OnceLock::new();
+        let places = SHARED.get_or_init(|| {
+            let max = (allowed() / 2).min(Semaphore::MAX_PERMITS as u64) as usize;
+            Places::new(max, "clients get half of the open files: raise that limit (ulimit -n, LimitNOFILE=)")
+        });
+        places.clone()
     }
 
     /// None if all are taken, which is told in the log, once until there is one again.
