@@ -59,6 +59,10 @@ impl Reception {
                 accepted = listener.accept() => accepted,
                 _ = leaving.wait_for(|leaving| *leaving) => break,
             };
+            // Whoever was told that the node leaves may come again before this task is told.
+            if *leaving.borrow() {
+                break;
+            }
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
